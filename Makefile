@@ -1,0 +1,45 @@
+# Paths are relative on purpose: make cannot name a target whose path has a space in it.
+PYTHON ?= python3
+GL_PACKAGES := libegl1 libgl1 libgl1-mesa-dri libgles2 libosmesa6
+
+.PHONY: setup demo test lint
+
+setup: .venv/installed
+
+demo: setup
+	.venv/bin/python -m semore_bench.demo
+
+test: setup
+	.venv/bin/python -m pytest -q
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+# Written last, so that an interrupted installation is taken up again.
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "semore-bench needs Python 3.11 or newer, and '$(PYTHON)' is not that: make setup PYTHON=python3.12" >&2; exit 1; }
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv || { \
+	    echo "could not create .venv; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5'
+	.venv/bin/python -m uv pip install --python .venv/bin/python --editable '.[test]' --constraint constraints.txt
+	@$(MAKE) --no-print-directory gl
+	@touch $@
+
+# MuJoCo draws through EGL or OSMesa, which come from the system, not from a wheel.
+.PHONY: gl
+gl:
+	@if ! command -v dpkg-query apt-get > /dev/null; then \
+	    echo "Not a Debian system: check with '.venv/bin/semore-bench doctor' that MuJoCo can render."; exit; fi; \
+	missing=; for package in $(GL_PACKAGES); do \
+	    dpkg-query --show --showformat='$${Status}' $$package 2> /dev/null | grep -q 'ok installed' || missing="$$missing $$package"; \
+	done; \
+	if [ -z "$$missing" ]; then exit; fi; \
+	if [ "$$(id -u)" != 0 ]; then echo "For rendering, install: sudo apt-get install$$missing"; exit; fi; \
+	echo "Installing for rendering:$$missing"; \
+	apt-get update -qq || true; \
+	for package in $$missing; do \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $$package > /dev/null \
+	        || echo "Could not install $$package; check with '.venv/bin/semore-bench doctor' that MuJoCo can render."; \
+	done
