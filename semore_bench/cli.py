@@ -1,0 +1,59 @@
+"""The `semore-bench` command: imports the asked-for subcommand alone and turns its errors into one line."""
+
+import difflib
+import importlib
+import sys
+
+from semore_bench import __version__
+from wrappers.errors import UserError
+
+# name: (function that tyro makes a command line of, what `semore-bench --help` says about it)
+COMMANDS = {
+    "list": ("semore_bench.listing:list_", "Environments, agents and suites by name."),
+    "view": ("semore_bench.view:view", "A video of what an agent would see in an environment."),
+    "plot": ("semore_bench.plots:plot", "Learning curves of finished or running runs."),
+    "doctor": ("semore_bench.doctor:doctor", "Checks whether this machine can train, and what to do if not."),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run `semore-bench` and exit: 0 on success, 1 on failure, 2 on a user's mistake, 130 on Ctrl-C."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        sys.exit(run(arguments))
+    except UserError as error:
+        print(f"semore-bench: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def run(arguments: list[str]) -> int | None:
+    """Run one subcommand and return its exit code, None for 0; raises `UserError` for an unknown one."""
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        print(usage())
+        return 0
+    if name == "--version":
+        print(f"semore-bench {__version__}")
+        return 0
+    if name not in COMMANDS:
+        nearest = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(COMMANDS)}."
+        raise UserError(f"unknown command {name!r}: {hint} See `semore-bench --help`")
+
+    import tyro  # here, because it costs more than everything else that `--help` needs
+
+    module, function = COMMANDS[name][0].split(":")
+    command = getattr(importlib.import_module(module), function)
+    return tyro.cli(command, prog=f"semore-bench {name}", args=rest)
+
+
+def usage() -> str:
+    """The text of `semore-bench --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    commands = "\n".join(lines)
+    return (
+        f"usage: semore-bench COMMAND [options]\n\n{commands}\n\n`semore-bench COMMAND --help` explains each."
+    )
