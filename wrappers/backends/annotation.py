@@ -1,0 +1,158 @@
+"""What an annotator says about one frame: the data classes and protocols that annotators and consumers share."""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args, runtime_checkable
+
+import numpy as np
+
+MAX_CAPTION_LENGTH = 256
+MAX_OBJECTS = 5
+MAX_CLASSES = 10
+PRINTABLE = "".join(map(chr, range(32, 127)))  # the ASCII characters a caption may hold
+
+Motion = Literal["moving", "still", "unknown"]
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """A thing in the image: its name, how much it matters for the task (0-1), and whether it moves."""
+
+    name: str
+    relevance: float
+    motion: Motion = "unknown"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.relevance <= 1:
+            raise ValueError(f"relevance of {self.name!r} must lie in 0-1, got {self.relevance}")
+        if self.motion not in get_args(Motion):
+            raise ValueError(f"motion of {self.name!r} must be one of {get_args(Motion)}, got {self.motion!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class Annotation:
+    """What a vision-language model and an image-text model (or the simulator) say about one frame.
+
+    The annotation depends on its frame alone, so it can be computed late, in a batch, and cached.
+    The classes are the objects, in their order, followed by background classes such as the floor. With K classes
+    on a G x G grid of image patches and d-dimensional text embeddings, all arrays are float32:
+
+    Attributes:
+        caption: One line of at most 256 printable ASCII characters.
+        objects: At most 5 things that matter for the task.
+        caption_embedding: Unit vector (d,).
+        class_names: K names, 1 <= K <= 10; the first ones are the objects' names.
+        class_embeddings: Unit rows (K, d).
+        patch_probabilities: (K, G, G), which class each patch shows; sums to 1 over K.
+        relevance: (G, G) in 0-1, see `relevance_map`.
+        frame_step: Which frame this is about (`info["frame_step"]` of CaptionObservation).
+        source: Who made it, for example "simulator".
+
+    Raises:
+        ValueError: If a field breaks what is said above.
+    """
+
+    caption: str
+    objects: tuple[SceneObject, ...]
+    caption_embedding: np.ndarray
+    class_names: tuple[str, ...]
+    class_embeddings: np.ndarray
+    patch_probabilities: np.ndarray
+    relevance: np.ndarray
+    frame_step: int
+    source: str
+
+    def __post_init__(self) -> None:
+        classes, grid = len(self.class_names), self.relevance.shape[0]
+        dim = self.caption_embedding.shape[0]
+        shapes = {
+            "caption_embedding": (dim,),
+            "class_embeddings": (classes, dim),
+            "patch_probabilities": (classes, grid, grid),
+            "relevance": (grid, grid),
+        }
+        for name, shape in shapes.items():
+            array = getattr(self, name)
+            if array.shape != shape or array.dtype != np.float32:
+                raise ValueError(f"{name} must be float32 {shape}, got {array.dtype} {array.shape}")
+        if self.caption != clean_text(self.caption):
+            raise ValueError(f"caption must be one line of <= 256 printable ASCII characters: {self.caption!r}")
+        if len(self.objects) > MAX_OBJECTS or not 1 <= classes <= MAX_CLASSES:
+            raise ValueError(f"at most 5 objects and 1-10 classes, got {len(self.objects)} and {classes}")
+        if self.class_names[: len(self.objects)] != tuple(thing.name for thing in self.objects):
+            raise ValueError(f"class_names must begin with the objects' names, got {self.class_names}")
+        if not (self.patch_probabilities >= 0).all() or abs(self.patch_probabilities.sum(0) - 1).max() > 1e-3:
+            raise ValueError("patch_probabilities must be >= 0 and sum to 1 over the classes")
+        if not ((self.relevance >= 0) & (self.relevance <= 1)).all():
+            raise ValueError("relevance must lie in 0-1")
+
+
+@runtime_checkable
+class Annotator(Protocol):
+    """Makes annotations from frames; `attach(env)` may be defined to see the environment once, before any frame."""
+
+    source: str
+    embedding_dim: int
+    grid: int
+
+    def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation]:
+        """Annotate uint8 (H, W, 3) frames; `frame_steps` become the annotations' `frame_step`."""
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """Maps texts to unit vectors."""
+
+    dim: int
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Float32 (n, dim) with unit rows."""
+
+
+class HashingTextEncoder:
+    """Texts to unit vectors without a model: the normalised sum of a random sign vector per word and word pair.
+
+    Texts that share words are close to each other; the pairs keep word order ("cart left, pole right" differs from
+    "cart right, pole left"). The signs are SHAKE-256 of the word, so the vectors are equal on every machine.
+
+    >>> encoder = HashingTextEncoder(dim=64)
+    >>> embeddings = encoder.encode(["the pole points up", "the pole points down", "a green ball"])
+    >>> bool(embeddings[0] @ embeddings[1] > embeddings[0] @ embeddings[2])
+    True
+    """
+
+    def __init__(self, dim: int = 64):
+        self.dim = dim
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Float32 (n, dim) with unit rows; case and punctuation are ignored."""
+        return np.stack([self._encode(text) for text in texts])
+
+    def _encode(self, text: str) -> np.ndarray:
+        words = re.findall(r"[a-z0-9]+", text.lower())
+        pairs = [f"{first} {second}" for first, second in zip(words, words[1:])]
+        total = sum(self._signs(feature) for feature in [*words, *pairs] or [""])
+        return (total / np.sqrt((total * total).sum())).astype(np.float32)
+
+    def _signs(self, feature: str) -> np.ndarray:
+        digest = hashlib.shake_256(feature.encode()).digest(-(-self.dim // 8))
+        return 2 * np.unpackbits(np.frombuffer(digest, np.uint8))[: self.dim].astype(np.int64) - 1
+
+
+def clean_text(text: str, max_length: int = MAX_CAPTION_LENGTH) -> str:
+    """One line of printable ASCII, at most `max_length` characters: safe in a space, a log and a terminal.
+
+    Accents are dropped, white space becomes single spaces, everything else that is not printable ASCII vanishes.
+    """
+    one_line = " ".join(unicodedata.normalize("NFKD", text).split())
+    return " ".join("".join(filter(PRINTABLE.__contains__, one_line)).split())[:max_length].rstrip()
+
+
+def relevance_map(objects: Sequence[SceneObject], patch_probabilities: np.ndarray) -> np.ndarray:
+    """How much each patch matters for the task: M(p) = sum over objects of relevance_k * P(k|p), float32 (G, G)."""
+    weights = np.array([thing.relevance for thing in objects], np.float32)
+    # Rounding may lift a sum of probabilities above 1 by an ulp.
+    return np.tensordot(weights, patch_probabilities[: len(objects)], axes=1).clip(0, 1)
