@@ -1,0 +1,1 @@
+"""Gymnasium wrappers that add pixels, optical flow and captions to observations."""

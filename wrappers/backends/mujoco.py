@@ -1,0 +1,448 @@
+"""Offscreen rendering of any MuJoCo environment: colour, depth, segmentation and the camera they share.
+
+All OpenGL calls of a process happen on one thread of its own. `dm_control` remembers which context is current on the
+thread that it renders on; a context made current behind its back would make it draw into the wrong buffers.
+"""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import importlib
+import importlib.util
+import multiprocessing
+import os
+import queue
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+
+from wrappers.errors import UserError
+
+Quality = Literal["fast", "reference"]
+
+# Shadow maps are what costs time in software rendering (dm_control's default is 2048, Meta-World's 4096). On every
+# domain of the suite this size changes the picture by less than 0.1 grey level on average.
+FAST_SHADOW_SIZE = 512
+
+
+@dataclass(frozen=True)
+class Viewpoint:
+    """A fixed camera of the model seen from another `position` (metres, world frame), turned by 180° if `upside_down`.
+
+    The model keeps its own camera: the pose is in place only while a scene is collected.
+    """
+
+    camera: str
+    position: tuple[float, float, float]
+    upside_down: bool = False
+
+
+Camera = int | str | mujoco.MjvCamera | Viewpoint | None
+
+# The view used by work on Meta-World from pixels (MWM, arXiv 2206.14244; DrM, arXiv 2310.19668): `corner2`, moved
+# towards the table. The model defines this camera upside down.
+METAWORLD_CAMERA = Viewpoint("corner2", position=(0.75, 0.075, 0.7), upside_down=True)
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """The MuJoCo structs behind an environment, looked up anew each time: dm_control may recompile its model."""
+
+    _lookup: Callable[[], tuple[mujoco.MjModel, mujoco.MjData]]
+
+    @property
+    def model(self) -> mujoco.MjModel:
+        return self._lookup()[0]
+
+    @property
+    def data(self) -> mujoco.MjData:
+        return self._lookup()[1]
+
+
+def find_simulation(env: gym.Env) -> Simulation | None:
+    """The simulation behind `env` (dm_control, Meta-World, Gymnasium or any other MuJoCo env); None if it has none."""
+    base = env.unwrapped
+    if isinstance(getattr(base, "model", None), mujoco.MjModel) and isinstance(base.data, mujoco.MjData):
+        return Simulation(lambda: (base.model, base.data))
+    physics = getattr(base, "physics", None)  # dm_control wraps both structs
+    if isinstance(getattr(getattr(physics, "model", None), "ptr", None), mujoco.MjModel):
+        return Simulation(lambda: (base.physics.model.ptr, base.physics.data.ptr))
+    return None
+
+
+def default_camera(env: gym.Env) -> Camera:
+    """The camera of a MuJoCo `env` that published results from pixels use, or else the one its authors chose.
+
+    dm_control: camera 0 (quadruped: 2). Meta-World: `METAWORLD_CAMERA`. Gymnasium: the camera the env was made with,
+    else the model's `track`, which keeps the agent in view, else the env's free camera.
+    """
+    base = env.unwrapped
+    model = find_simulation(env).model
+    if type(base).__module__.startswith("metaworld."):
+        return METAWORLD_CAMERA
+    if hasattr(base, "mujoco_renderer"):
+        return _gymnasium_camera(model, base.mujoco_renderer)
+    if type(getattr(base, "task", None)).__module__ == "dm_control.suite.quadruped":
+        return 2
+    return 0 if model.ncam else None
+
+
+def _gymnasium_camera(model: mujoco.MjModel, native: Any) -> Camera:
+    if native.camera_id != -1:
+        return native.camera_id
+    if mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, "track") != -1:
+        return "track"
+    data = mujoco.MjData(model)
+    mujoco.mj_kinematics(model, data)
+    camera = mujoco.MjvCamera()
+    camera.lookat[:] = np.median(data.geom_xpos, axis=0)
+    camera.distance = model.stat.extent
+    for name, value in (native.default_cam_config or {}).items():
+        setattr(camera, name, value)
+    return camera
+
+
+class _RenderThread:
+    """The thread on which all OpenGL calls of this process happen.
+
+    A daemon, unlike the threads of `concurrent.futures`: it must still be there when `atexit` frees what is left.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[tuple[Future, Callable[[], Any]]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="mujoco-render", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Callable[[], Any]) -> Future:
+        future: Future = Future()
+        self._jobs.put((future, job))
+        return future
+
+    def _serve(self) -> None:
+        while True:
+            future, job = self._jobs.get()
+            try:
+                future.set_result(job())
+            except BaseException as error:  # whatever it is belongs to the caller, who waits for this future
+                future.set_exception(error)
+            del future, job  # do not keep the caller's arrays alive until the next job
+
+
+_thread: _RenderThread | None = None
+
+
+def _on_render_thread(job: Callable[[], Any]) -> Any:
+    """Runs `job` on the render thread and returns its result or raises its exception."""
+    global _thread
+    if _thread is None:
+        _preload_triton()
+        _thread = _RenderThread()
+    return _thread.submit(job).result()
+
+
+def _preload_triton() -> None:
+    """Imports Triton before Mesa loads its LLVM: PyTorch, importing it later, would crash the process."""
+    may_learn = "torch" in sys.modules or multiprocessing.parent_process() is None
+    if may_learn and "triton" not in sys.modules and importlib.util.find_spec("triton"):
+        importlib.import_module("triton")
+
+
+def _forget_thread() -> None:
+    global _thread
+    _thread = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_thread)  # threads do not survive a fork
+
+
+def _create_gl_context(width: int, height: int) -> Any:
+    chosen = os.environ.get("MUJOCO_GL", "").lower()
+    backends = (chosen,) if chosen in ("egl", "osmesa", "glfw") else ("egl", "osmesa", "glfw")
+    failures = []
+    for backend in backends:
+        try:
+            context = importlib.import_module(f"mujoco.{backend}").GLContext(width, height)
+            if context._context is None:  # GLFW only warns when there is no display
+                raise RuntimeError("no context")
+            context.make_current()
+            return context
+        except Exception as error:  # each backend fails in ways of its own; all of them are reported
+            failures.append(f"{backend}: {str(error).strip() or type(error).__name__}")
+    raise UserError(
+        f"cannot render: no OpenGL backend works ({'; '.join(failures)}). On Debian or Ubuntu: "
+        "apt install libegl1 libgl1-mesa-dri libosmesa6; MUJOCO_GL=egl|osmesa|glfw chooses one of them; "
+        "`semore-bench doctor` checks"
+    )
+
+
+@contextmanager
+def _visual_settings(model: mujoco.MjModel, width: int, height: int, quality: Quality) -> Iterator[None]:
+    """Sets, while a context is created, what MuJoCo reads then and never again."""
+    size, visual = model.vis.global_, model.vis.quality
+    before = size.offwidth, size.offheight, visual.shadowsize
+    size.offwidth, size.offheight = width, height
+    if quality == "fast":
+        visual.shadowsize = min(visual.shadowsize, FAST_SHADOW_SIZE)
+    try:
+        yield
+    finally:
+        size.offwidth, size.offheight, visual.shadowsize = before
+
+
+class _Context:
+    """An OpenGL context and what MuJoCo keeps in it."""
+
+    def __init__(self, model: mujoco.MjModel, width: int, height: int, quality: Quality) -> None:
+        self._process = os.getpid()
+        self._rectangle = mujoco.MjrRect(0, 0, width, height)
+        _on_render_thread(lambda: self._create(model, quality))
+        # Exit handlers run in reverse order: registered now, this one precedes the one that shuts EGL down.
+        atexit.register(self.free)
+
+    def _create(self, model: mujoco.MjModel, quality: Quality) -> None:
+        width, height = self._rectangle.width, self._rectangle.height
+        self._gl = _create_gl_context(width, height)
+        with _visual_settings(model, width, height, quality):
+            self._mujoco = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._mujoco)
+        self._mujoco.readDepthMap = (
+            mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
+        )  # keeps the precision of distant points
+        self._height_fields = model.hfield_data.copy()
+
+    def draw(
+        self, model: mujoco.MjModel, scene: mujoco.MjvScene, rgb: np.ndarray, depth: np.ndarray | None = None
+    ) -> None:
+        """Draws `scene` and fills `rgb` and `depth`, whose first row is the bottom of the image."""
+        _on_render_thread(lambda: self._draw(model, scene, rgb, depth))
+
+    def _draw(
+        self, model: mujoco.MjModel, scene: mujoco.MjvScene, rgb: np.ndarray, depth: np.ndarray | None
+    ) -> None:
+        self._gl.make_current()
+        if not np.array_equal(
+            self._height_fields, model.hfield_data
+        ):  # some tasks make a new terrain per episode
+            self._height_fields = model.hfield_data.copy()
+            for number in range(model.nhfield):
+                mujoco.mjr_uploadHField(model, self._mujoco, number)
+        mujoco.mjr_render(self._rectangle, scene, self._mujoco)
+        mujoco.mjr_readPixels(rgb, depth, self._rectangle, self._mujoco)
+
+    def free(self) -> None:
+        """Frees the context, once; safe on any thread."""
+        atexit.unregister(self.free)
+        if os.getpid() == self._process:  # a forked child does not own it
+            _on_render_thread(self._free)
+
+    def free_later(self) -> None:
+        """The same without waiting: garbage collection may run on the render thread itself."""
+        atexit.unregister(self.free)
+        if os.getpid() == self._process:
+            _thread.submit(self._free)
+
+    def _free(self) -> None:
+        # MuJoCo deletes its OpenGL objects by number in whichever context is current: it must be their own.
+        self._gl.make_current()
+        self._mujoco.free()
+        self._gl.free()
+
+
+class CameraPose(NamedTuple):
+    """A pinhole camera in OpenCV's convention: x to the right, y down, z along the optical axis.
+
+    A world point p is seen at pixel `matrix @ rotation @ (p - position)` (divided by its last entry), where pixel
+    (0, 0) is the centre of the image's top left pixel.
+    """
+
+    position: np.ndarray  # (3,) metres
+    rotation: np.ndarray  # (3, 3) world to camera
+    matrix: np.ndarray  # (3, 3) intrinsics in pixels
+
+
+class Geometry(NamedTuple):
+    """What each pixel shows: `shape` indexes `poses`, -1 for the sky."""
+
+    depth: np.ndarray  # (H, W) float32, metres along the optical axis
+    shape: np.ndarray  # (H, W) int32
+    poses: dict[
+        tuple[int, int, int], tuple[np.ndarray, np.ndarray]
+    ]  # (object type, id, part) -> position, rotation
+    camera: CameraPose
+
+
+class Renderer:
+    """Draws what a camera of a MuJoCo simulation sees, without changing model, state or another renderer.
+
+    `camera` is a name or number of one of the model's cameras, a `mujoco.MjvCamera`, a `Viewpoint`, or None for the
+    free camera. `quality="reference"` draws exactly what dm_control draws, `"fast"` saves time with a smaller shadow
+    map (mean difference below 0.1 of 255 grey levels). The context is created when the first image is asked for, and
+    again when the environment recompiled its model. Raises `UserError` for a camera that does not exist, and where no
+    OpenGL library works.
+    """
+
+    def __init__(
+        self,
+        simulation: Simulation,
+        height: int,
+        width: int,
+        camera: Camera = None,
+        quality: Quality = "fast",
+    ) -> None:
+        if quality not in ("fast", "reference"):
+            raise UserError(f"unknown render quality {quality!r}: expected 'fast' or 'reference'")
+        self.height, self.width = height, width
+        self.camera, self.quality = camera, quality
+        self._simulation = simulation
+        self._model: mujoco.MjModel | None = None
+        self._context: _Context | None = None
+        self._finalizer: weakref.finalize | None = None
+        self._find_camera(simulation.model)
+
+    def rgb(self) -> np.ndarray:
+        """Returns the picture: uint8 (H, W, 3)."""
+        self._collect_scene()
+        return self._read_rgb()
+
+    def depth(self) -> np.ndarray:
+        """Returns the distance along the optical axis in metres: float32 (H, W), the far clipping plane for the sky."""
+        self._collect_scene()
+        return self._draw_geometry()[0]
+
+    def segmentation(self) -> np.ndarray:
+        """Returns the id of the geom at each pixel: int32 (H, W), -1 where there is none (sky, sites, tendons)."""
+        self._collect_scene()
+        shapes = self._shapes()
+        is_geom = [shape.objtype == mujoco.mjtObj.mjOBJ_GEOM for shape in shapes]
+        ids = [shape.objid if visible else -1 for shape, visible in zip(shapes, is_geom)]
+        return np.array([*ids, -1], np.int32)[self._draw_geometry()[1]]  # index -1 is the sky
+
+    def geometry(self) -> Geometry:
+        """Returns what is where at this moment, from one drawing pass."""
+        self._collect_scene()
+        data = self._simulation.data
+        poses: dict[tuple[int, int, int], tuple[np.ndarray, np.ndarray]] = {}
+        for shape in self._shapes():
+            part = sum(key[:2] == (shape.objtype, shape.objid) for key in poses)
+            if shape.objtype == mujoco.mjtObj.mjOBJ_GEOM:  # the shape of an infinite plane follows the camera
+                pose = data.geom_xpos[shape.objid].copy(), data.geom_xmat[shape.objid].reshape(3, 3).copy()
+            else:
+                pose = shape.pos.astype(float), shape.mat.astype(float)
+            poses[shape.objtype, shape.objid, part] = pose
+        depth, index = self._draw_geometry()
+        return Geometry(depth, index, poses, self._camera_pose())
+
+    def camera_pose(self) -> CameraPose:
+        """Returns where the camera is now and how it projects."""
+        self._collect_scene()
+        return self._camera_pose()
+
+    def close(self) -> None:
+        """Frees the OpenGL context; the renderer makes a new one if it is used again."""
+        if self._finalizer is not None and self._finalizer.detach():
+            self._context.free()
+        self._model = self._context = self._finalizer = None
+
+    def _collect_scene(self) -> None:
+        model, data = self._simulation.model, self._simulation.data
+        if model is not self._model:
+            self.close()
+            self._build(model)
+        with self._camera_in_place(model, data):
+            mujoco.mjv_updateScene(
+                model, data, self._options, None, self._view, mujoco.mjtCatBit.mjCAT_ALL, self._scene
+            )
+
+    def _build(self, model: mujoco.MjModel) -> None:
+        self._view = self._find_camera(model)
+        self._scene = mujoco.MjvScene(model, maxgeom=10_000)
+        self._options = mujoco.MjvOption()
+        self._context = _Context(model, self.width, self.height, self.quality)
+        self._finalizer = weakref.finalize(self, self._context.free_later)
+        self._finalizer.atexit = False
+        self._model = model
+
+    def _find_camera(self, model: mujoco.MjModel) -> mujoco.MjvCamera:
+        if isinstance(self.camera, mujoco.MjvCamera):
+            return copy.copy(self.camera)
+        view = mujoco.MjvCamera()
+        if self.camera is None:
+            mujoco.mjv_defaultFreeCamera(model, view)
+            return view
+        wanted = self.camera.camera if isinstance(self.camera, Viewpoint) else self.camera
+        names = [model.camera(number).name for number in range(model.ncam)]
+        if wanted not in names and wanted not in range(model.ncam):
+            raise UserError(
+                f"no camera {wanted!r}: expected one of {names}, or a number from 0 to {model.ncam - 1}"
+            )
+        view.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        view.fixedcamid = names.index(wanted) if isinstance(wanted, str) else wanted
+        return view
+
+    @contextmanager
+    def _camera_in_place(self, model: mujoco.MjModel, data: mujoco.MjData) -> Iterator[None]:
+        if not isinstance(self.camera, Viewpoint):
+            yield
+            return
+        number = self._view.fixedcamid
+        position, axes = data.cam_xpos[number].copy(), data.cam_xmat[number].copy()
+        data.cam_xpos[number] = self.camera.position
+        if self.camera.upside_down:
+            data.cam_xmat[number] = (axes.reshape(3, 3) * (-1, -1, 1)).ravel()
+        try:
+            yield
+        finally:
+            data.cam_xpos[number], data.cam_xmat[number] = position, axes
+
+    def _read_rgb(self) -> np.ndarray:
+        rgb = np.empty((self.height, self.width, 3), np.uint8)
+        self._context.draw(self._model, self._scene, rgb)
+        return rgb[::-1].copy()
+
+    def _draw_geometry(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns depth in metres and, for each pixel, the position of its shape in `_shapes()`, -1 for the sky."""
+        rgb = np.empty((self.height, self.width, 3), np.uint8)
+        depth = np.empty((self.height, self.width), np.float32)
+        flags = self._scene.flags.copy()
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = self._scene.flags[
+            mujoco.mjtRndFlag.mjRND_IDCOLOR
+        ] = True
+        self._context.draw(self._model, self._scene, rgb, depth)
+        self._scene.flags[:] = flags
+        index = rgb[::-1].astype(np.int32) @ np.array((1, 1 << 8, 1 << 16), np.int32) - 1
+        near, far = self._scene.camera[0].frustum_near, self._scene.camera[0].frustum_far
+        # The buffer holds 1 at the near and 0 at the far plane, linear in 1/z.
+        return near * far / (depth[::-1] * np.float32(far - near) + np.float32(near)), index
+
+    def _shapes(self) -> list[mujoco.MjvGeom]:
+        """The shapes drawn in a segmentation image, in the order of their numbers there."""
+        shapes = [shape for shape in self._scene.geoms[: self._scene.ngeom] if shape.segid != -1]
+        return sorted(shapes, key=lambda shape: shape.segid)
+
+    def _camera_pose(self) -> CameraPose:
+        left, right = self._scene.camera  # a stereo pair, of which a mono picture shows the mean
+        if left.orthographic:
+            raise UserError("the camera is orthographic: only perspective cameras have a CameraPose")
+        forward, up = (left.forward + right.forward) / 2.0, (left.up + right.up) / 2.0
+        top, bottom, near = left.frustum_top, left.frustum_bottom, left.frustum_near
+        center = (left.frustum_center + right.frustum_center) / 2.0
+        half_width = left.frustum_width or self.width / self.height * (top - bottom) / 2.0
+        focal_x, focal_y = self.width * near / (2.0 * half_width), self.height * near / (top - bottom)
+        middle_x = (half_width - center) / (2.0 * half_width) * self.width - 0.5
+        middle_y = top / (top - bottom) * self.height - 0.5
+        return CameraPose(
+            position=(left.pos + right.pos) / 2.0,
+            rotation=np.stack([np.cross(forward, up), -up, forward]).astype(float),
+            matrix=np.array([[focal_x, 0.0, middle_x], [0.0, focal_y, middle_y], [0.0, 0.0, 1.0]]),
+        )
