@@ -52,8 +52,5 @@ def run(arguments: list[str]) -> int | None:
 def usage() -> str:
     """The text of `semore-bench --help`."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
-    commands = "\n".join(lines)
-    return (
-        f"usage: semore-bench COMMAND [options]\n\n{commands}\n\n`semore-bench COMMAND --help` explains each."
-    )
+    commands = "".join(f"  {name:{width}}  {summary}\n" for name, (_, summary) in COMMANDS.items())
+    return f"usage: semore-bench COMMAND [options]\n\n{commands}\nFor one: semore-bench COMMAND --help"

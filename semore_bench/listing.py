@@ -124,9 +124,8 @@ def list_(
         width = max(map(len, shown))
         console.print(f"[bold]{escape(title)}[/]")
         for name, text in shown.items():
-            console.print(
-                f"  {escape(name):{width}}  [dim]{escape(text)}[/]" if text else f"  {escape(name)}"
-            )
+            entry = f"  {name:{width}}  {text}".rstrip()
+            console.print(escape(entry))
         console.print()
     if not matches:
         nearest = f"; the nearest ids are {', '.join(nearest_ids(filter))}" if what in ("all", "envs") else ""
