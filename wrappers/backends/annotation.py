@@ -1,10 +1,11 @@
-"""What an annotator says about one frame: the data classes and protocols that annotators and consumers share."""
+"""What an annotator says about one frame: data classes and protocols that annotators and consumers share."""
 
 import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
@@ -29,7 +30,7 @@ class SceneObject:
         if not 0 <= self.relevance <= 1:
             raise ValueError(f"relevance of {self.name!r} must lie in 0-1, got {self.relevance}")
         if self.motion not in get_args(Motion):
-            raise ValueError(f"motion of {self.name!r} must be one of {get_args(Motion)}, got {self.motion!r}")
+            raise ValueError(f"motion of {self.name!r} must be in {get_args(Motion)}, got {self.motion!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +38,8 @@ class Annotation:
     """What a vision-language model and an image-text model (or the simulator) say about one frame.
 
     The annotation depends on its frame alone, so it can be computed late, in a batch, and cached.
-    The classes are the objects, in their order, followed by background classes such as the floor. With K classes
-    on a G x G grid of image patches and d-dimensional text embeddings, all arrays are float32:
+    The classes are the objects, in their order, followed by background classes such as the floor. Arrays are
+    float32, for K classes, a grid of G x G image patches and d-dimensional text embeddings:
 
     Attributes:
         caption: One line of at most 256 printable ASCII characters.
@@ -48,7 +49,7 @@ class Annotation:
         class_embeddings: Unit rows (K, d).
         patch_probabilities: (K, G, G), which class each patch shows; sums to 1 over K.
         relevance: (G, G) in 0-1, see `relevance_map`.
-        frame_step: Which frame this is about (`info["frame_step"]` of CaptionObservation).
+        frame_step: The frame this is about, as CaptionObservation counts them in `info["frame_step"]`.
         source: Who made it, for example "simulator".
 
     Raises:
@@ -65,6 +66,11 @@ class Annotation:
     frame_step: int
     source: str
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Annotation):
+            return NotImplemented
+        return all(np.array_equal(getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
+
     def __post_init__(self) -> None:
         classes, grid = len(self.class_names), self.relevance.shape[0]
         dim = self.caption_embedding.shape[0]
@@ -79,7 +85,7 @@ class Annotation:
             if array.shape != shape or array.dtype != np.float32:
                 raise ValueError(f"{name} must be float32 {shape}, got {array.dtype} {array.shape}")
         if self.caption != clean_text(self.caption):
-            raise ValueError(f"caption must be one line of <= 256 printable ASCII characters: {self.caption!r}")
+            raise ValueError(f"caption must be at most 256 printable ASCII characters: {self.caption!r}")
         if len(self.objects) > MAX_OBJECTS or not 1 <= classes <= MAX_CLASSES:
             raise ValueError(f"at most 5 objects and 1-10 classes, got {len(self.objects)} and {classes}")
         if self.class_names[: len(self.objects)] != tuple(thing.name for thing in self.objects):
@@ -92,7 +98,7 @@ class Annotation:
 
 @runtime_checkable
 class Annotator(Protocol):
-    """Makes annotations from frames; `attach(env)` may be defined to see the environment once, before any frame."""
+    """Makes annotations from frames; one that needs the environment also has `attach(env)`, called once."""
 
     source: str
     embedding_dim: int
@@ -113,10 +119,10 @@ class TextEncoder(Protocol):
 
 
 class HashingTextEncoder:
-    """Texts to unit vectors without a model: the normalised sum of a random sign vector per word and word pair.
+    """Texts to unit vectors without a model: the normalised sum of a random sign vector per word and pair.
 
-    Texts that share words are close to each other; the pairs keep word order ("cart left, pole right" differs from
-    "cart right, pole left"). The signs are SHAKE-256 of the word, so the vectors are equal on every machine.
+    Texts that share words are close to each other; the pairs of neighbouring words keep their order ("cart
+    left, pole right" is not "cart right, pole left"). The signs are bits of SHAKE-256: equal on every machine.
 
     >>> encoder = HashingTextEncoder(dim=64)
     >>> embeddings = encoder.encode(["the pole points up", "the pole points down", "a green ball"])
@@ -133,7 +139,7 @@ class HashingTextEncoder:
 
     def _encode(self, text: str) -> np.ndarray:
         words = re.findall(r"[a-z0-9]+", text.lower())
-        pairs = [f"{first} {second}" for first, second in zip(words, words[1:])]
+        pairs = [f"{first} {second}" for first, second in pairwise(words)]
         total = sum(self._signs(feature) for feature in [*words, *pairs] or [""])
         return (total / np.sqrt((total * total).sum())).astype(np.float32)
 
@@ -145,14 +151,14 @@ class HashingTextEncoder:
 def clean_text(text: str, max_length: int = MAX_CAPTION_LENGTH) -> str:
     """One line of printable ASCII, at most `max_length` characters: safe in a space, a log and a terminal.
 
-    Accents are dropped, white space becomes single spaces, everything else that is not printable ASCII vanishes.
+    Accents are dropped, white space becomes single spaces, what else is not printable ASCII vanishes.
     """
     one_line = " ".join(unicodedata.normalize("NFKD", text).split())
     return " ".join("".join(filter(PRINTABLE.__contains__, one_line)).split())[:max_length].rstrip()
 
 
 def relevance_map(objects: Sequence[SceneObject], patch_probabilities: np.ndarray) -> np.ndarray:
-    """How much each patch matters for the task: M(p) = sum over objects of relevance_k * P(k|p), float32 (G, G)."""
+    """How much each patch matters for the task: M(p) = sum_k relevance_k P(k|p) over the objects, (G, G)."""
     weights = np.array([thing.relevance for thing in objects], np.float32)
     # Rounding may lift a sum of probabilities above 1 by an ulp.
     return np.tensordot(weights, patch_probabilities[: len(objects)], axes=1).clip(0, 1)
