@@ -69,7 +69,8 @@ class Annotation:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Annotation):
             return NotImplemented
-        return all(np.array_equal(getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
+        names = (field.name for field in fields(self))
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
 
     def __post_init__(self) -> None:
         classes, grid = len(self.class_names), self.relevance.shape[0]
@@ -121,8 +122,8 @@ class TextEncoder(Protocol):
 class HashingTextEncoder:
     """Texts to unit vectors without a model: the normalised sum of a random sign vector per word and pair.
 
-    Texts that share words are close to each other; the pairs of neighbouring words keep their order ("cart
-    left, pole right" is not "cart right, pole left"). The signs are bits of SHAKE-256: equal on every machine.
+    Texts that share words are close to each other; pairs of neighbouring words keep their order ("cart left,
+    pole right" is not "cart right, pole left"). The signs are bits of SHAKE-256: equal on every machine.
 
     >>> encoder = HashingTextEncoder(dim=64)
     >>> embeddings = encoder.encode(["the pole points up", "the pole points down", "a green ball"])
