@@ -109,9 +109,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
         found = sorted(config.parent for config in folder.rglob("config.json"))
         if not found:
             problem = "has no run directory in it" if folder.is_dir() else "does not exist"
-            raise UserError(
-                f"{folder} {problem}; expected one made by an agent, such as runs/ENV/AGENT/seed-0"
-            )
+            raise UserError(f"{folder} {problem}; expected one made by an agent, such as runs/ENV/AGENT/seed-0")
         runs |= {run.resolve(): run for run in found}
     return list(runs.values())
 
@@ -154,9 +152,9 @@ def plot_curves(
 ) -> Figure:
     """Draws learning curves: a panel per environment, a colour per agent, seeds thin and their mean bold.
 
-    Curves of training episodes, drawn where a run has no evaluation, are dashed. The bold line covers the steps
-    that every seed has reached, with straight lines between a seed's points. In `Axes.lines` its label is the
-    agent's name, and that of a seed is `agent seed 0`.
+    Curves of training episodes, drawn where a run has no evaluation, are dashed. The bold line covers the
+    steps that every seed has reached, with straight lines between a seed's points. In `Axes.lines` its label
+    is the agent's name, and that of a seed is `agent seed 0`.
 
     Args:
         curves: at least one.
@@ -165,11 +163,9 @@ def plot_curves(
         aggregate: "mean", or "iqm" for the mean of the middle half of the seeds.
     """
     agents = sorted({curve.agent for curve in curves})
-    palette = (
-        COLOURS
-        if len(agents) <= len(COLOURS)
-        else matplotlib.colormaps["turbo"].resampled(len(agents)).colors
-    )
+    palette = COLOURS
+    if len(agents) > len(palette):
+        palette = matplotlib.colormaps["turbo"](np.linspace(0, 1, len(agents)))
     colours = dict(zip(agents, palette, strict=False))
     panels: dict[str, dict[str, list[Curve]]] = defaultdict(lambda: defaultdict(list))
     for curve in sorted(curves, key=lambda curve: (curve.env_id, curve.agent, curve.seed)):
@@ -213,9 +209,7 @@ def _draw_agent(axis: Axes, agent: str, seeds: list[Curve], colour: str, aggrega
         )
     steps, values = aggregate_seeds(seeds, aggregate)
     marker = "o" if len(steps) == 1 else None  # a line needs two points to be seen
-    axis.plot(
-        steps, values, dashes, color=colour, linewidth=1.8, marker=marker, markersize=4, zorder=3, label=agent
-    )
+    axis.plot(steps, values, dashes, color=colour, linewidth=1.8, marker=marker, markersize=4, zorder=3, label=agent)
 
 
 def aggregate_seeds(seeds: Sequence[Curve], aggregate: str = "mean") -> tuple[np.ndarray, np.ndarray]:

@@ -185,7 +185,7 @@ class VideoWriter:
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float = 30) -> Path:
-    """Writes uint8 (h, w, 3) frames with even h and w as an H.264 video, see `VideoWriter`; returns its path."""
+    """Writes uint8 (h, w, 3) frames, h and w even, as an H.264 video; see `VideoWriter`. Returns its path."""
     with VideoWriter(path, fps) as video:
         for frame in frames:
             video.add(frame)
