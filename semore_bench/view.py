@@ -1,0 +1,113 @@
+"""`semore-bench view`: what an agent would see in an environment, as a video or an image strip."""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+
+from semore_bench.envs import EnvConfig, make_env
+from semore_bench.videos import compose_frame, write_video
+from wrappers.errors import UserError
+
+STRIP_MOMENTS = 6
+SMOOTHING = 0.85  # of the previous action that the next one keeps: about six steps of memory
+
+
+def view(
+    env_id: str,
+    output: Path = Path("view.mp4"),
+    steps: int = 200,
+    seed: int = 0,
+    image_size: int = EnvConfig.image_size,
+    action_repeat: int = EnvConfig.action_repeat,
+    flow: Literal["dis", "farneback", "simulator", "none"] = "dis",
+    annotator: Literal["none", "simulator"] = "none",
+    annotate_every: int = EnvConfig.annotate_every,
+    fps: float = 25,
+) -> None:
+    """Show what an agent would see in an environment that is moved by smooth random actions.
+
+    Args:
+        env_id: An environment id; `semore-bench list envs` shows them.
+        output: A video (.mp4), or a strip of a few moments (.png).
+        steps: Agent steps to show.
+        seed: Decides the episodes and the actions.
+        image_size: Height and width of the observation in pixels.
+        action_repeat: Simulator steps per agent step.
+        flow: Optical flow estimator.
+        annotator: What writes captions and marks what is relevant.
+        annotate_every: Agent steps between annotated frames.
+        fps: Frames per second of the video, in agent steps.
+    """
+    if output.suffix.lower() not in (".mp4", ".png"):
+        raise UserError(f"cannot write {output}: expected a name that ends in .mp4 or .png")
+    for flag, value in (("--steps", steps), ("--fps", fps)):
+        if value <= 0:
+            raise UserError(f"{flag} must be more than 0, got {value}")
+    config = EnvConfig(
+        image_size=image_size,
+        action_repeat=action_repeat,
+        flow=None if flow == "none" else flow,
+        annotator=annotator,
+        annotate_every=annotate_every,
+    )
+    console = Console(highlight=False, soft_wrap=True)
+    env = make_env(env_id, config)
+    try:
+        for key, space in env.observation_space.items():
+            console.print(f"{key:18} {escape(str(space.dtype))} {space.shape}")
+        pictures = moments(env, env_id, seed, vertical=output.suffix.lower() == ".png")
+        if output.suffix.lower() == ".mp4":
+            write_video(output, islice(pictures, steps), fps)
+        else:
+            every = max(1, steps // STRIP_MOMENTS)
+            strip = np.hstack(list(islice(pictures, every - 1, steps, every))[:STRIP_MOMENTS])
+            output.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(strip).save(output)
+    finally:
+        env.close()
+    console.print(f"{steps} agent steps of {escape(env_id)}: {escape(str(output))}")
+
+
+def moments(env: gym.Env, env_id: str, seed: int, vertical: bool = False) -> Iterator[np.ndarray]:
+    """Composed pictures of what is seen, for ever; where an episode ends the next one begins."""
+    random = np.random.default_rng(seed)
+    env.action_space.seed(seed)
+    action, episode = None, 0
+    while True:
+        observation, info = env.reset(seed=seed + episode)
+        episode_return, ended = 0.0, False
+        while not ended:
+            action = smooth_action(env.action_space, action, random)
+            observation, reward, terminated, truncated, info = env.step(action)
+            episode_return, ended = episode_return + float(reward), terminated or truncated
+            yield compose_frame(
+                observation["rgb"],
+                observation.get("flow"),
+                observation.get("relevance"),
+                info.get("caption", ""),
+                footer=f"{env_id}   env step {info['env_step']}   return {episode_return:.1f}",
+                size=192 if vertical else 256,
+                vertical=vertical,
+            )
+        episode += 1
+
+
+def smooth_action(space: spaces.Space, previous: Any, random: np.random.Generator) -> Any:
+    """A random action near the `previous` one (None at first), so that what moves moves visibly."""
+    if isinstance(space, spaces.Box):
+        middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2
+        previous = middle if previous is None else previous
+        noise = random.normal(scale=np.sqrt(1 - SMOOTHING**2), size=space.shape) * half * 0.7
+        action = middle + SMOOTHING * (previous - middle) + noise
+        return np.clip(action, space.low, space.high).astype(space.dtype)
+    if previous is not None and random.random() < SMOOTHING:
+        return previous
+    return space.sample()
