@@ -30,7 +30,7 @@ lint: setup
 # MuJoCo draws through EGL or OSMesa, which come from the system, not from a wheel.
 .PHONY: gl
 gl:
-	@if ! command -v dpkg-query apt-get > /dev/null; then \
+	@if ! command -v apt-get > /dev/null; then \
 	    echo "Not a Debian system: check with '.venv/bin/semore-bench doctor' that MuJoCo can render."; exit; fi; \
 	missing=; for package in $(GL_PACKAGES); do \
 	    dpkg-query --show --showformat='$${Status}' $$package 2> /dev/null | grep -q 'ok installed' || missing="$$missing $$package"; \
