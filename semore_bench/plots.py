@@ -19,7 +19,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 from rich.console import Console
 from rich.markup import escape
-from scipy.stats import trim_mean
 
 from wrappers.errors import UserError
 
@@ -219,7 +218,11 @@ def aggregate_seeds(seeds: Sequence[Curve], aggregate: str = "mean") -> tuple[np
     steps = np.unique(np.concatenate([curve.steps for curve in seeds]))
     steps = steps[(steps >= first) & (steps <= last)]
     values = np.stack([np.interp(steps, curve.steps, curve.values) for curve in seeds])
-    return steps, trim_mean(values, 0.25, axis=0) if aggregate == "iqm" else values.mean(axis=0)
+    if aggregate == "mean":
+        return steps, values.mean(axis=0)
+    from scipy.stats import trim_mean  # here, because it takes a second to import
+
+    return steps, trim_mean(values, 0.25, axis=0)
 
 
 def _add_legend(figure: Figure, curves: Sequence[Curve], colours: dict[str, str]) -> None:
