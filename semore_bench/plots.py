@@ -79,16 +79,17 @@ def plot(
         aggregate: The bold line over seeds: their mean, or the mean of their middle half (interquartile).
     """
     console = Console(highlight=False, soft_wrap=True)
-    curves = []
+    curves, skipped = [], 0
     for run in find_runs(runs):
         try:
             curves.append(load_curve(run, metric))
         except UnusableRun as reason:
+            skipped += 1
             console.print(f"[yellow]skipped[/] {escape(str(run))}: {escape(str(reason))}")
     if not curves:
         raise UserError(f"nothing to draw in {' '.join(map(str, runs))}: no run has finished an episode yet")
     plot_curves(curves, output, metric, aggregate)
-    console.print(f"{len(curves)} runs drawn: {escape(str(output))}")
+    console.print(f"drew {len(curves)} of {len(curves) + skipped} runs: {escape(str(output))}")
 
 
 def plot_runs(
@@ -109,7 +110,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
         if not found:
             problem = "has no run directory in it" if folder.is_dir() else "does not exist"
             raise UserError(f"{folder} {problem}; expected one made by an agent, such as runs/ENV/AGENT/seed-0")
-        runs |= {run.resolve(): run for run in found}
+        runs = {run.resolve(): run for run in found} | runs
     return list(runs.values())
 
 

@@ -80,21 +80,25 @@ def moments(env: gym.Env, env_id: str, seed: int, vertical: bool = False) -> Ite
     """Composed pictures of what is seen, for ever; where an episode ends the next one begins."""
     random = np.random.default_rng(seed)
     env.action_space.seed(seed)
+    flow_space = env.observation_space.spaces.get("flow")
+    flow_bound = 8.0 if flow_space is None else float(flow_space.high.max())
     action, episode = None, 0
     while True:
-        observation, info = env.reset(seed=seed + episode)
+        env.reset(seed=seed + episode)
         episode_return, ended = 0.0, False
         while not ended:
             action = smooth_action(env.action_space, action, random)
             observation, reward, terminated, truncated, info = env.step(action)
             episode_return, ended = episode_return + float(reward), terminated or truncated
+            footer = f"env step {info['env_step']} · return {episode_return:.1f}"
             yield compose_frame(
                 observation["rgb"],
                 observation.get("flow"),
                 observation.get("relevance"),
                 info.get("caption", ""),
-                footer=f"{env_id}   env step {info['env_step']}   return {episode_return:.1f}",
+                flow_bound=flow_bound / 2,  # most motion is far from the bound; drawn so, it is seen better
                 size=192 if vertical else 256,
+                footer=footer if vertical else f"{env_id} · {footer}",
                 vertical=vertical,
             )
         episode += 1
