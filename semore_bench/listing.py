@@ -97,9 +97,7 @@ def _first_line(text: str | None) -> str:
     return (text or "").strip().partition("\n")[0]
 
 
-def list_(
-    what: tyro.conf.Positional[Literal["all", "envs", "agents", "suites"]] = "all", filter: str = ""
-) -> None:
+def list_(what: tyro.conf.Positional[Literal["all", "envs", "agents", "suites"]] = "all", filter: str = "") -> None:
     """List environments, agents and suites.
 
     Args:
