@@ -16,6 +16,7 @@ import queue
 import sys
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -30,9 +31,11 @@ from wrappers.errors import UserError
 
 Quality = Literal["fast", "reference"]
 
-# Shadow maps are what costs time in software rendering (dm_control's default is 2048, Meta-World's 4096). On every
-# domain of the suite this size changes the picture by less than 0.1 grey level on average.
-FAST_SHADOW_SIZE = 512
+# In software, rendering time goes into shadow maps (dm_control: 2048 texels a side, Meta-World: 4096) and into vertices
+# (spheres and capsules have 28 x 16). With fewer of both, the mean difference stays below 0.1 of 255 grey levels. Fewer
+# slices or a shadow map of half this size would show.
+FAST_SHADOW_SIZE = 1024
+FAST_STACKS = 12
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Simulation:
 def find_simulation(env: gym.Env) -> Simulation | None:
     """The simulation behind `env` (dm_control, Meta-World, Gymnasium or any other MuJoCo env); None if it has none."""
     base = env.unwrapped
-    if isinstance(getattr(base, "model", None), mujoco.MjModel) and isinstance(base.data, mujoco.MjData):
+    if isinstance(getattr(base, "model", None), mujoco.MjModel):
         return Simulation(lambda: (base.model, base.data))
     physics = getattr(base, "physics", None)  # dm_control wraps both structs
     if isinstance(getattr(getattr(physics, "model", None), "ptr", None), mujoco.MjModel):
@@ -83,67 +86,76 @@ def find_simulation(env: gym.Env) -> Simulation | None:
 def default_camera(env: gym.Env) -> Camera:
     """The camera of a MuJoCo `env` that published results from pixels use, or else the one its authors chose.
 
-    dm_control: camera 0 (quadruped: 2). Meta-World: `METAWORLD_CAMERA`. Gymnasium: the camera the env was made with,
-    else the model's `track`, which keeps the agent in view, else the env's free camera.
+    The camera that the env was made with; else for dm_control number 0 (quadruped: 2), for Meta-World
+    `METAWORLD_CAMERA`, for Gymnasium the model's `track`, which keeps the agent in view, or the env's free camera.
     """
     base = env.unwrapped
     model = find_simulation(env).model
+    gymnasium_renderer = getattr(base, "mujoco_renderer", None)
+    if gymnasium_renderer is not None and gymnasium_renderer.camera_id != -1:
+        return gymnasium_renderer.camera_id
     if type(base).__module__.startswith("metaworld."):
         return METAWORLD_CAMERA
-    if hasattr(base, "mujoco_renderer"):
-        return _gymnasium_camera(model, base.mujoco_renderer)
+    if mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, "track") != -1:
+        return "track"
+    if gymnasium_renderer is not None:
+        return _free_camera(model, gymnasium_renderer.default_cam_config or {})
     if type(getattr(base, "task", None)).__module__ == "dm_control.suite.quadruped":
         return 2
     return 0 if model.ncam else None
 
 
-def _gymnasium_camera(model: mujoco.MjModel, native: Any) -> Camera:
-    if native.camera_id != -1:
-        return native.camera_id
-    if mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, "track") != -1:
-        return "track"
+def _free_camera(model: mujoco.MjModel, settings: dict[str, Any]) -> mujoco.MjvCamera:
+    """The camera of Gymnasium's own renderer: it looks at the median geom, unless the env's `settings` differ."""
     data = mujoco.MjData(model)
     mujoco.mj_kinematics(model, data)
     camera = mujoco.MjvCamera()
-    camera.lookat[:] = np.median(data.geom_xpos, axis=0)
+    camera.lookat = np.median(data.geom_xpos, axis=0)
     camera.distance = model.stat.extent
-    for name, value in (native.default_cam_config or {}).items():
+    for name, value in settings.items():
         setattr(camera, name, value)
+    camera.type = mujoco.mjtCamera.mjCAMERA_FREE
     return camera
 
 
-class _RenderThread:
+class _RenderThread(threading.Thread):
     """The thread on which all OpenGL calls of this process happen.
 
     A daemon, unlike the threads of `concurrent.futures`: it must still be there when `atexit` frees what is left.
     """
 
     def __init__(self) -> None:
+        super().__init__(name="mujoco-render", daemon=True)
         self._jobs: queue.SimpleQueue[tuple[Future, Callable[[], Any]]] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._serve, name="mujoco-render", daemon=True)
-        self._thread.start()
+        self.start()
 
     def submit(self, job: Callable[[], Any]) -> Future:
         future: Future = Future()
         self._jobs.put((future, job))
         return future
 
-    def _serve(self) -> None:
+    def run(self) -> None:
         while True:
             future, job = self._jobs.get()
             try:
                 future.set_result(job())
-            except BaseException as error:  # whatever it is belongs to the caller, who waits for this future
+            except BaseException as error:  # the caller waits for the future and gets the exception from it
                 future.set_exception(error)
-            del future, job  # do not keep the caller's arrays alive until the next job
+            del future, job  # or the caller's arrays would live until the next job
 
 
 _thread: _RenderThread | None = None
+_parent_rendered = False
 
 
 def _on_render_thread(job: Callable[[], Any]) -> Any:
     """Runs `job` on the render thread and returns its result or raises its exception."""
     global _thread
+    if _parent_rendered:  # Mesa would wait forever for threads that did not survive the fork
+        raise UserError(
+            "cannot render in a process forked from one that rendered: start workers with the 'spawn' method, "
+            "for example AsyncVectorEnv(..., context='spawn')"
+        )
     if _thread is None:
         _preload_triton()
         _thread = _RenderThread()
@@ -151,19 +163,29 @@ def _on_render_thread(job: Callable[[], Any]) -> Any:
 
 
 def _preload_triton() -> None:
-    """Imports Triton before Mesa loads its LLVM: PyTorch, importing it later, would crash the process."""
+    """Imports Triton before the first context: its LLVM and Mesa's in one process crash when Triton finds Mesa's symbols.
+
+    PyTorch imports it only when it compiles something, long after rendering began.
+    """
     may_learn = "torch" in sys.modules or multiprocessing.parent_process() is None
-    if may_learn and "triton" not in sys.modules and importlib.util.find_spec("triton"):
+    if not may_learn or "triton" in sys.modules or not importlib.util.find_spec("triton"):
+        return
+    flags = sys.getdlopenflags()
+    sys.setdlopenflags(flags | os.RTLD_DEEPBIND)  # dm_control may have loaded Mesa already
+    try:
         importlib.import_module("triton")
+    finally:
+        sys.setdlopenflags(flags)
 
 
-def _forget_thread() -> None:
-    global _thread
+def _after_fork() -> None:
+    global _thread, _parent_rendered
+    _parent_rendered = _parent_rendered or _thread is not None
     _thread = None
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_thread)  # threads do not survive a fork
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _create_gl_context(width: int, height: int) -> Any:
@@ -190,21 +212,22 @@ def _create_gl_context(width: int, height: int) -> Any:
 def _visual_settings(model: mujoco.MjModel, width: int, height: int, quality: Quality) -> Iterator[None]:
     """Sets, while a context is created, what MuJoCo reads then and never again."""
     size, visual = model.vis.global_, model.vis.quality
-    before = size.offwidth, size.offheight, visual.shadowsize
+    before = size.offwidth, size.offheight, visual.shadowsize, visual.numstacks
     size.offwidth, size.offheight = width, height
     if quality == "fast":
         visual.shadowsize = min(visual.shadowsize, FAST_SHADOW_SIZE)
+        visual.numstacks = min(visual.numstacks, FAST_STACKS)
     try:
         yield
     finally:
-        size.offwidth, size.offheight, visual.shadowsize = before
+        size.offwidth, size.offheight, visual.shadowsize, visual.numstacks = before
 
 
 class _Context:
     """An OpenGL context and what MuJoCo keeps in it."""
 
     def __init__(self, model: mujoco.MjModel, width: int, height: int, quality: Quality) -> None:
-        self._process = os.getpid()
+        self.process = os.getpid()  # a forked child does not own the context
         self._rectangle = mujoco.MjrRect(0, 0, width, height)
         _on_render_thread(lambda: self._create(model, quality))
         # Exit handlers run in reverse order: registered now, this one precedes the one that shuts EGL down.
@@ -216,9 +239,7 @@ class _Context:
         with _visual_settings(model, width, height, quality):
             self._mujoco = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._mujoco)
-        self._mujoco.readDepthMap = (
-            mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
-        )  # keeps the precision of distant points
+        self._mujoco.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR  # keeps the precision of distant points
         self._height_fields = model.hfield_data.copy()
 
     def draw(
@@ -227,13 +248,9 @@ class _Context:
         """Draws `scene` and fills `rgb` and `depth`, whose first row is the bottom of the image."""
         _on_render_thread(lambda: self._draw(model, scene, rgb, depth))
 
-    def _draw(
-        self, model: mujoco.MjModel, scene: mujoco.MjvScene, rgb: np.ndarray, depth: np.ndarray | None
-    ) -> None:
+    def _draw(self, model: mujoco.MjModel, scene: mujoco.MjvScene, rgb: np.ndarray, depth: np.ndarray | None) -> None:
         self._gl.make_current()
-        if not np.array_equal(
-            self._height_fields, model.hfield_data
-        ):  # some tasks make a new terrain per episode
+        if not np.array_equal(self._height_fields, model.hfield_data):  # some tasks make a new terrain per episode
             self._height_fields = model.hfield_data.copy()
             for number in range(model.nhfield):
                 mujoco.mjr_uploadHField(model, self._mujoco, number)
@@ -241,16 +258,13 @@ class _Context:
         mujoco.mjr_readPixels(rgb, depth, self._rectangle, self._mujoco)
 
     def free(self) -> None:
-        """Frees the context, once; safe on any thread."""
+        """Frees the context, once."""
         atexit.unregister(self.free)
-        if os.getpid() == self._process:  # a forked child does not own it
-            _on_render_thread(self._free)
-
-    def free_later(self) -> None:
-        """The same without waiting: garbage collection may run on the render thread itself."""
-        atexit.unregister(self.free)
-        if os.getpid() == self._process:
-            _thread.submit(self._free)
+        if os.getpid() != self.process:
+            return
+        freed = _thread.submit(self._free)
+        if threading.current_thread() is not _thread:  # garbage collection may call from there
+            freed.result()
 
     def _free(self) -> None:
         # MuJoCo deletes its OpenGL objects by number in whichever context is current: it must be their own.
@@ -271,14 +285,20 @@ class CameraPose(NamedTuple):
     matrix: np.ndarray  # (3, 3) intrinsics in pixels
 
 
+class Shape(NamedTuple):
+    """A rigid piece of the scene; `key` tells which one it is at any time."""
+
+    key: tuple[int, int, int]  # MuJoCo's type and id of the object, and a number because a tendon has several pieces
+    position: np.ndarray  # (3,) metres
+    rotation: np.ndarray  # (3, 3) from the shape to the world
+
+
 class Geometry(NamedTuple):
-    """What each pixel shows: `shape` indexes `poses`, -1 for the sky."""
+    """What each pixel shows at one moment."""
 
     depth: np.ndarray  # (H, W) float32, metres along the optical axis
-    shape: np.ndarray  # (H, W) int32
-    poses: dict[
-        tuple[int, int, int], tuple[np.ndarray, np.ndarray]
-    ]  # (object type, id, part) -> position, rotation
+    label: np.ndarray  # (H, W) int32, key of `shapes`, -1 for the sky
+    shapes: dict[int, Shape]
     camera: CameraPose
 
 
@@ -286,8 +306,8 @@ class Renderer:
     """Draws what a camera of a MuJoCo simulation sees, without changing model, state or another renderer.
 
     `camera` is a name or number of one of the model's cameras, a `mujoco.MjvCamera`, a `Viewpoint`, or None for the
-    free camera. `quality="reference"` draws exactly what dm_control draws, `"fast"` saves time with a smaller shadow
-    map (mean difference below 0.1 of 255 grey levels). The context is created when the first image is asked for, and
+    free camera. `quality="reference"` draws exactly what dm_control draws, `"fast"` saves about half of the time
+    (mean difference below 0.1 of 255 grey levels). The context is created when the first image is asked for, and
     again when the environment recompiled its model. Raises `UserError` for a camera that does not exist, and where no
     OpenGL library works.
     """
@@ -323,25 +343,28 @@ class Renderer:
     def segmentation(self) -> np.ndarray:
         """Returns the id of the geom at each pixel: int32 (H, W), -1 where there is none (sky, sites, tendons)."""
         self._collect_scene()
-        shapes = self._shapes()
-        is_geom = [shape.objtype == mujoco.mjtObj.mjOBJ_GEOM for shape in shapes]
-        ids = [shape.objid if visible else -1 for shape, visible in zip(shapes, is_geom)]
-        return np.array([*ids, -1], np.int32)[self._draw_geometry()[1]]  # index -1 is the sky
+        geom_ids = np.full(self._scene.ngeom + 1, -1, np.int32)  # the last entry answers for label -1
+        for shape in self._labelled():
+            if shape.objtype == mujoco.mjtObj.mjOBJ_GEOM:
+                geom_ids[shape.segid] = shape.objid
+        return geom_ids[self._draw_geometry()[1]]
 
     def geometry(self) -> Geometry:
-        """Returns what is where at this moment, from one drawing pass."""
+        """Returns what is where at this moment: depth, labels and poses that belong together."""
         self._collect_scene()
         data = self._simulation.data
-        poses: dict[tuple[int, int, int], tuple[np.ndarray, np.ndarray]] = {}
-        for shape in self._shapes():
-            part = sum(key[:2] == (shape.objtype, shape.objid) for key in poses)
-            if shape.objtype == mujoco.mjtObj.mjOBJ_GEOM:  # the shape of an infinite plane follows the camera
-                pose = data.geom_xpos[shape.objid].copy(), data.geom_xmat[shape.objid].reshape(3, 3).copy()
+        shapes: dict[int, Shape] = {}
+        pieces: Counter[tuple[int, int]] = Counter()
+        for shape in self._labelled():
+            object_key = (shape.objtype, shape.objid)
+            if shape.objtype == mujoco.mjtObj.mjOBJ_GEOM:  # the scene moves infinite planes along with the camera
+                position, rotation = data.geom_xpos[shape.objid].copy(), data.geom_xmat[shape.objid].copy()
             else:
-                pose = shape.pos.astype(float), shape.mat.astype(float)
-            poses[shape.objtype, shape.objid, part] = pose
-        depth, index = self._draw_geometry()
-        return Geometry(depth, index, poses, self._camera_pose())
+                position, rotation = shape.pos.astype(float), shape.mat.astype(float)
+            shapes[shape.segid] = Shape((*object_key, pieces[object_key]), position, rotation.reshape(3, 3))
+            pieces[object_key] += 1
+        depth, label = self._draw_geometry()
+        return Geometry(depth, label, shapes, self._camera_pose())
 
     def camera_pose(self) -> CameraPose:
         """Returns where the camera is now and how it projects."""
@@ -363,13 +386,17 @@ class Renderer:
             mujoco.mjv_updateScene(
                 model, data, self._options, None, self._view, mujoco.mjtCatBit.mjCAT_ALL, self._scene
             )
+        if self.quality == "fast" and model.ntendon:
+            for shape in self._drawn():  # strings thinner than a pixel, made of dozens of capsules
+                if shape.objtype == mujoco.mjtObj.mjOBJ_TENDON:
+                    shape.type = mujoco.mjtGeom.mjGEOM_BOX
 
     def _build(self, model: mujoco.MjModel) -> None:
         self._view = self._find_camera(model)
         self._scene = mujoco.MjvScene(model, maxgeom=10_000)
         self._options = mujoco.MjvOption()
         self._context = _Context(model, self.width, self.height, self.quality)
-        self._finalizer = weakref.finalize(self, self._context.free_later)
+        self._finalizer = weakref.finalize(self, self._context.free)
         self._finalizer.atexit = False
         self._model = model
 
@@ -383,9 +410,7 @@ class Renderer:
         wanted = self.camera.camera if isinstance(self.camera, Viewpoint) else self.camera
         names = [model.camera(number).name for number in range(model.ncam)]
         if wanted not in names and wanted not in range(model.ncam):
-            raise UserError(
-                f"no camera {wanted!r}: expected one of {names}, or a number from 0 to {model.ncam - 1}"
-            )
+            raise UserError(f"no camera {wanted!r}: expected one of {names}, or a number from 0 to {model.ncam - 1}")
         view.type = mujoco.mjtCamera.mjCAMERA_FIXED
         view.fixedcamid = names.index(wanted) if isinstance(wanted, str) else wanted
         return view
@@ -411,24 +436,23 @@ class Renderer:
         return rgb[::-1].copy()
 
     def _draw_geometry(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns depth in metres and, for each pixel, the position of its shape in `_shapes()`, -1 for the sky."""
+        """Returns depth in metres and the label of each pixel, -1 for the sky."""
         rgb = np.empty((self.height, self.width, 3), np.uint8)
         depth = np.empty((self.height, self.width), np.float32)
         flags = self._scene.flags.copy()
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = self._scene.flags[
-            mujoco.mjtRndFlag.mjRND_IDCOLOR
-        ] = True
+        self._scene.flags[[mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR]] = True
         self._context.draw(self._model, self._scene, rgb, depth)
         self._scene.flags[:] = flags
-        index = rgb[::-1].astype(np.int32) @ np.array((1, 1 << 8, 1 << 16), np.int32) - 1
+        label = rgb[::-1].astype(np.int32) @ np.array((1, 1 << 8, 1 << 16), np.int32) - 1
         near, far = self._scene.camera[0].frustum_near, self._scene.camera[0].frustum_far
         # The buffer holds 1 at the near and 0 at the far plane, linear in 1/z.
-        return near * far / (depth[::-1] * np.float32(far - near) + np.float32(near)), index
+        return near * far / (depth[::-1] * np.float32(far - near) + np.float32(near)), label
 
-    def _shapes(self) -> list[mujoco.MjvGeom]:
-        """The shapes drawn in a segmentation image, in the order of their numbers there."""
-        shapes = [shape for shape in self._scene.geoms[: self._scene.ngeom] if shape.segid != -1]
-        return sorted(shapes, key=lambda shape: shape.segid)
+    def _drawn(self) -> list[mujoco.MjvGeom]:
+        return self._scene.geoms[: self._scene.ngeom]
+
+    def _labelled(self) -> list[mujoco.MjvGeom]:
+        return [shape for shape in self._drawn() if shape.segid != -1]
 
     def _camera_pose(self) -> CameraPose:
         left, right = self._scene.camera  # a stereo pair, of which a mono picture shows the mean
@@ -442,7 +466,7 @@ class Renderer:
         middle_x = (half_width - center) / (2.0 * half_width) * self.width - 0.5
         middle_y = top / (top - bottom) * self.height - 0.5
         return CameraPose(
-            position=(left.pos + right.pos) / 2.0,
+            position=((left.pos + right.pos) / 2.0).astype(float),
             rotation=np.stack([np.cross(forward, up), -up, forward]).astype(float),
             matrix=np.array([[focal_x, 0.0, middle_x], [0.0, focal_y, middle_y], [0.0, 0.0, 1.0]]),
         )
