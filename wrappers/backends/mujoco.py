@@ -163,9 +163,9 @@ def _on_render_thread(job: Callable[[], Any]) -> Any:
 
 
 def _preload_triton() -> None:
-    """Imports Triton before the first context: its LLVM and Mesa's in one process crash when Triton finds Mesa's symbols.
+    """Imports Triton, which brings an LLVM of its own, before Mesa's is loaded: the other way round it crashes.
 
-    PyTorch imports it only when it compiles something, long after rendering began.
+    PyTorch imports Triton only when it first compiles something, long after rendering began.
     """
     may_learn = "torch" in sys.modules or multiprocessing.parent_process() is None
     if not may_learn or "triton" in sys.modules or not importlib.util.find_spec("triton"):
@@ -440,7 +440,8 @@ class Renderer:
         rgb = np.empty((self.height, self.width, 3), np.uint8)
         depth = np.empty((self.height, self.width), np.float32)
         flags = self._scene.flags.copy()
-        self._scene.flags[[mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR]] = True
+        for flag in (mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR):
+            self._scene.flags[flag] = True
         self._context.draw(self._model, self._scene, rgb, depth)
         self._scene.flags[:] = flags
         label = rgb[::-1].astype(np.int32) @ np.array((1, 1 << 8, 1 << 16), np.int32) - 1
