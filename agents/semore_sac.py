@@ -1,0 +1,430 @@
+"""Semore-SAC: semantics from RGB and motion from flow, each taught by a VLM's guidance (arXiv 2512.05172).
+
+Two convolutional paths see the frames and their motion. What matters in a frame, named by a vision-language model and
+located by CLIP, teaches the semantic path; optical flow, weighted by what matters, teaches the motion path. The paths
+exchange information by attention and fuse into the representation that SAC decides with; the guidance is not needed
+to act. Reconstructed from the paper's abstract: no official code, loss weight or layer size is public.
+
+The twin without all this is `drq_sac.py`: `diff` the two files. With `--no-semantic --no-motion --no-interaction
+--no-reward-head` this file computes the same numbers as the twin.
+
+Logged: as `drq_sac.py`, and `map_loss` (KL divergence from CLIP's patch probabilities, nats), `caption_loss`
+(contrastive, nats), `motion_loss` (Huber, of flow over its bound), `reward_loss` (squared error of the predicted
+reward) and `interaction` (mean absolute gate of the exchange between the paths, 0 to begin with).
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+
+from semore_bench.args import CommonArgs
+from semore_bench.envs import EnvConfig
+from semore_bench.replay import AnnotatedBatch, Batch, Replay
+from semore_bench.runs import Run, one_line_errors
+from wrappers.errors import UserError
+
+
+@dataclass
+class Args(CommonArgs):
+    """Semore-SAC."""
+
+    annotator: Literal["none", "simulator"] = "simulator"
+    """who names what matters in a frame"""
+    semantic: bool = True
+    """teach the semantic path with class maps and captions"""
+    motion: bool = True
+    """have a motion path, taught by flow"""
+    interaction: bool = True
+    """let the two paths exchange information by attention"""
+    reward_head: bool = True
+    """predict the reward from the representation"""
+    flow_input: bool = True
+    """show flow to the motion path (otherwise frame differences alone)"""
+    pretrain_updates: int = 0
+    """updates of the guidance losses alone before the first update of all"""
+    semantic_coef: float = 1.0
+    """weight of the class-map and caption losses"""
+    motion_coef: float = 1.0
+    """weight of the flow loss"""
+    reward_coef: float = 1.0
+    """weight of the reward loss"""
+    caption_coef: float = 0.1
+    """weight of the caption loss within the semantic loss"""
+    guidance_batch: float = 0.25
+    """annotated frames per update, as a share of the batch size"""
+    feature_dim: int = 50
+    """length of the representation that actor and critics see"""
+    learning_rate: float = 1e-3
+    """of Adam, for encoder, critics and actor"""
+    temperature_learning_rate: float = 1e-4
+    """of Adam (beta1 0.5) for the temperature"""
+    init_temperature: float = 0.1
+    """entropy weight to begin with; it is tuned towards an entropy of minus the number of action dimensions"""
+    discount: float = 0.99
+    """per agent step"""
+    tau: float = 0.01
+    """share of the critics that moves into their targets at a time"""
+    actor_every: int = 2
+    """updates of the critics per update of actor, temperature and targets"""
+    shift: int = 4
+    """random shift in pixels"""
+
+    def env_config(self) -> EnvConfig:
+        """RGB, flow if there is a motion path, and annotations."""
+        return EnvConfig(
+            image_size=self.image_size,
+            action_repeat=self.action_repeat,
+            flow=self.flow_estimator if self.motion else None,
+            annotator=self.annotator if self.semantic or self.motion else "none",
+            annotate_every=self.annotate_every,
+        )
+
+    def resolve(self) -> None:
+        super().resolve()
+        if self.motion and self.frame_stack < 2:
+            raise UserError("the motion path needs --frame-stack 2 or more; or type --no-motion")
+        if not self.motion:
+            self.interaction = False  # there is nothing to interact with
+
+
+# ---- networks ----
+
+
+class Encoder(nn.Sequential):
+    """Four 3x3 convolutions of 32 filters: (B, channels, H, W) -> (B, 32, h, w)."""
+
+    def __init__(self, channels: int, strides: tuple[int, ...]):
+        layers: list[nn.Module] = []
+        for stride in strides:
+            layers += [nn.Conv2d(channels, 32, 3, stride), nn.ReLU()]
+            channels = 32
+        super().__init__(*layers)
+
+
+class Interaction(nn.Module):
+    """What one path takes from the other: x + gate * attention(query x, key and value y), on at most 7x7 tokens."""
+
+    def __init__(self, channels: int = 32):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(channels, channels) for _ in range(3))
+        self.gate = nn.Parameter(torch.zeros(channels, 1, 1))  # closed to begin with: two independent paths
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        size = min(7, x.shape[-1])
+        query, context = (F.adaptive_avg_pool2d(map, size).flatten(2).transpose(1, 2) for map in (x, y))
+        taken = F.scaled_dot_product_attention(self.query(query), self.key(context), self.value(context))
+        taken = taken.transpose(1, 2).unflatten(2, (size, size))
+        return x + self.gate * F.interpolate(taken, x.shape[-2:])
+
+
+class Guidance(nn.Module):
+    """The heads that are taught, on the paths' maps (B, 32, h, w) before they interact."""
+
+    def __init__(self, args: "Args", grid: int, embedding_dim: int):
+        super().__init__()
+        self.grid = grid
+        if args.semantic:
+            self.classes = nn.Conv2d(32, embedding_dim, 1)
+            self.caption = nn.Linear(32, embedding_dim)
+        if args.motion:
+            self.flow = nn.Conv2d(32, 2, 1)
+
+    def on_grid(self, maps: Tensor) -> Tensor:
+        if maps.shape[-1] < self.grid:
+            return F.interpolate(maps, (self.grid, self.grid), mode="bilinear")
+        return F.adaptive_avg_pool2d(maps, self.grid)
+
+
+class Critic(nn.Module):
+    """Two Q functions: z (B, feature_dim), action (B, A) -> (2, B)."""
+
+    def __init__(self, feature_dim: int, action_dim: int, hidden_dim: int):
+        super().__init__()
+        self.q1 = mlp(feature_dim + action_dim, hidden_dim, 1)
+        self.q2 = mlp(feature_dim + action_dim, hidden_dim, 1)
+
+    def forward(self, z: Tensor, action: Tensor) -> Tensor:
+        x = torch.cat([z, action], -1)
+        return torch.stack([self.q1(x), self.q2(x)]).squeeze(-1)
+
+
+class Actor(nn.Module):
+    """Squashed Gaussian policy: z -> action (B, A) in (-1, 1) and its log-probability (B,)."""
+
+    def __init__(self, feature_dim: int, action_dim: int, hidden_dim: int):
+        super().__init__()
+        self.trunk = mlp(feature_dim, hidden_dim, 2 * action_dim)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = self.trunk(z).chunk(2, -1)
+        log_std = -10 + 6 * (torch.tanh(log_std) + 1)  # between -10 and 2
+        noise = torch.randn_like(mean)
+        raw = mean + noise * log_std.exp()
+        log_prob = -0.5 * noise**2 - log_std - 0.5 * np.log(2 * np.pi)
+        # log(1 - tanh(x)^2), in a form that stays finite
+        log_prob = log_prob - 2 * (np.log(2) - raw - F.softplus(-2 * raw))
+        return torch.tanh(raw), log_prob.sum(-1)
+
+    def mean(self, z: Tensor) -> Tensor:
+        return torch.tanh(self.trunk(z).chunk(2, -1)[0])
+
+
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs)
+    )
+
+
+def orthogonal(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.orthogonal_(module.weight, nn.init.calculate_gain("relu") if isinstance(module, nn.Conv2d) else 1.0)
+        nn.init.zeros_(module.bias)
+
+
+# ---- losses ----
+
+
+def random_shift(frames: Tensor, offset: Tensor) -> Tensor:
+    """Shifts each sample by its own offset, repeating the border: the crop of an edge-padded image.
+
+    frames uint8 (B, k, H, W, c), offset int64 (B, 2) -> uint8 (B, k * c, H, W) in channels-last layout.
+    """
+    batch, stack, height, width, channels = frames.shape
+    y = (torch.arange(height, device=frames.device) + offset[:, :1]).clamp(0, height - 1)
+    x = (torch.arange(width, device=frames.device) + offset[:, 1:]).clamp(0, width - 1)
+    image = torch.arange(batch * stack, device=frames.device).view(batch, 1, 1, stack)
+    rows = (image * height + y[:, :, None, None]) * width + x[:, None, :, None]
+    shifted = frames.reshape(-1, channels).index_select(0, rows.reshape(-1))
+    return shifted.view(batch, height, width, stack * channels).permute(0, 3, 1, 2)
+
+
+def stack_channels(frames: Tensor) -> Tensor:
+    """uint8 (B, k, H, W, c) -> (B, k * c, H, W), as `random_shift` with no offset."""
+    return frames.permute(0, 1, 4, 2, 3).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+
+
+def map_loss(features: Tensor, classes: Tensor, present: Tensor, probabilities: Tensor) -> Tensor:
+    """Mean over patches of KL(P || softmax_k(50 <f_p, t_k>)); features (B, d, G, G), classes (B, K, d)."""
+    similarity = torch.einsum("bdij,bkd->bkij", F.normalize(features, dim=1), classes)
+    logits = (50 * similarity).masked_fill(~present[:, :, None, None], -1e4)
+    return F.kl_div(logits.log_softmax(1), probabilities, reduction="none").sum(1).mean()
+
+
+def caption_loss(predicted: Tensor, captions: Tensor, caption_id: Tensor) -> Tensor:
+    """Symmetric InfoNCE of frames and captions (B, d); equal captions are positives of each other."""
+    logits = 20 * F.normalize(predicted, dim=1) @ captions.T
+    positive = (caption_id[:, None] == caption_id).float()
+    positive = positive / positive.sum(1, keepdim=True)
+    return 0.5 * (F.cross_entropy(logits, positive) + F.cross_entropy(logits.T, positive))
+
+
+def motion_loss(predicted: Tensor, flow: Tensor, relevance: Tensor) -> Tensor:
+    """Huber loss of flow (B, 2, G, G) over its bound, weighted by 0.1 + relevance (B, G, G)."""
+    weight = 0.1 + relevance
+    return (weight * F.huber_loss(predicted, flow, reduction="none").sum(1)).sum() / weight.sum()
+
+
+# ---- agent ----
+
+
+class Agent(nn.Module):
+    """Acts and learns; `optimizers` and the module's state are what a checkpoint holds."""
+
+    def __init__(self, action_dim: int, args: Args, device: torch.device, grid: int = 8, embedding_dim: int = 64):
+        super().__init__()
+        self.args, self.device = args, device
+        self.encoder = Encoder(3 * args.frame_stack, args.conv_strides)
+        size = self.encoder(torch.zeros(1, 3 * args.frame_stack, args.image_size, args.image_size)).numel()
+        if args.motion:
+            channels = (3 + 2 * args.flow_input) * (args.frame_stack - 1)
+            self.motion_encoder = Encoder(channels, args.conv_strides)
+            size *= 2
+        if args.interaction:
+            self.from_motion, self.from_semantics = Interaction(), Interaction()
+        if args.semantic or args.motion:
+            self.guidance = Guidance(args, grid, embedding_dim)
+        if args.reward_head:
+            self.reward = nn.Sequential(nn.Linear(args.feature_dim + action_dim, 512), nn.ReLU(), nn.Linear(512, 1))
+        self.project = nn.Sequential(nn.Linear(size, args.feature_dim), nn.LayerNorm(args.feature_dim), nn.Tanh())
+        self.critic = Critic(args.feature_dim, action_dim, args.hidden_dim)
+        self.actor = Actor(args.feature_dim, action_dim, args.hidden_dim)
+        self.apply(orthogonal)
+        self.target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.log_temperature = nn.Parameter(torch.tensor(np.log(args.init_temperature), dtype=torch.float32))
+        self.target_entropy = -float(action_dim)
+        self.to(device, memory_format=torch.channels_last)
+
+        others = {*self.actor.parameters(), *self.target.parameters(), self.log_temperature}
+        critic = [parameter for parameter in self.parameters() if parameter not in others]
+        self.optimizers = {
+            "critic": torch.optim.Adam(critic, args.learning_rate, fused=True),
+            "actor": torch.optim.Adam(self.actor.parameters(), args.learning_rate, fused=True),
+            "temperature": torch.optim.Adam([self.log_temperature], args.temperature_learning_rate, (0.5, 0.999)),
+        }
+        if args.compile:
+            self.critic_loss = torch.compile(self.critic_loss)
+            self.actor_loss = torch.compile(self.actor_loss)
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    def paths(self, rgb: Tensor, flow: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """uint8 rgb (B, 3k, H, W) and flow (B, 2(k-1), H, W) -> maps of both paths, (B, 32, h, w) each."""
+        rgb = rgb / 255 - 0.5
+        semantics = self.encoder(rgb)
+        if not self.args.motion:
+            return semantics, None
+        seen = rgb[:, 3:] - rgb[:, :-3]
+        if self.args.flow_input:
+            seen = torch.cat([seen, (flow.float() - 128) / 127], 1)
+        return semantics, self.motion_encoder(seen)
+
+    def encode(self, rgb: Tensor, flow: Tensor | None) -> Tensor:
+        """The same inputs -> z (B, feature_dim)."""
+        semantics, motion = self.paths(rgb, flow)
+        if self.args.interaction:
+            semantics, motion = self.from_motion(semantics, motion), self.from_semantics(motion, semantics)
+        maps = [semantics] if motion is None else [semantics, motion]
+        return self.project(torch.cat([map.flatten(1) for map in maps], 1))
+
+    @torch.no_grad()
+    def act(self, observation: dict[str, np.ndarray], deterministic: bool = False) -> np.ndarray:
+        """Stacked observations of N environments -> actions (N, A)."""
+        flow = stack_channels(self.tensor(observation["flow"])) if self.args.motion else None
+        z = self.encode(stack_channels(self.tensor(observation["rgb"])), flow)
+        return (self.actor.mean(z) if deterministic else self.actor(z)[0]).cpu().numpy()
+
+    def update(self, replay: Replay, number: int) -> dict[str, Tensor]:
+        """Update `number` (from 0) from the replay; returns what to log, as tensors."""
+        args = self.args
+        batch = replay.sample(args.batch_size)
+        if number == 0:
+            for _ in range(args.pretrain_updates):
+                self.step("critic", self.guidance_loss(*self.taught(replay, replay.sample(args.batch_size)))[0])
+        loss, z, metrics = self.critic_loss(*self.augment(batch))
+        if args.semantic or args.motion:
+            guidance, guidance_metrics = self.guidance_loss(*self.taught(replay, batch))
+            loss, metrics = loss + guidance, metrics | guidance_metrics
+        self.step("critic", loss)
+
+        if number % args.actor_every == 0:
+            loss, log_prob = self.actor_loss(z.detach())
+            self.step("actor", loss)
+            temperature = self.log_temperature.exp()
+            self.step("temperature", (temperature * (-log_prob - self.target_entropy).detach()).mean())
+            for target, online in zip(self.target.parameters(), self.critic.parameters(), strict=True):
+                target.data.lerp_(online.data, args.tau)
+            metrics |= {"actor_loss": loss.detach(), "entropy": -log_prob.mean(), "temperature": temperature.detach()}
+        return metrics
+
+    def augment(self, batch: Batch) -> tuple[Tensor, ...]:
+        offset = torch.randint(-self.args.shift, self.args.shift + 1, (2, len(batch.reward), 2)).to(self.device)
+        rgb = random_shift(self.tensor(batch.rgb), offset[0])
+        next_rgb = random_shift(self.tensor(batch.next_rgb), offset[1])
+        flow = next_flow = None
+        if self.args.motion:  # moves with its frames
+            flow = random_shift(self.tensor(batch.flow), offset[0])
+            next_flow = random_shift(self.tensor(batch.next_flow), offset[1])
+        tensors = (self.tensor(array) for array in (batch.action, batch.reward, batch.discount))
+        return rgb, next_rgb, flow, next_flow, *tensors
+
+    def taught(self, replay: Replay, batch: Batch) -> tuple[Tensor | None, ...]:
+        """Frames for the guidance losses, not shifted, and what is known of them; without annotations the batch's."""
+        count = max(2, round(self.args.guidance_batch * self.args.batch_size))
+        notes: Batch | AnnotatedBatch = replay.sample_annotated(count) or batch
+        rgb = stack_channels(self.tensor(notes.rgb[:count]))
+        flow = stack_channels(self.tensor(notes.flow[:count])) if self.args.motion else None
+        if notes is batch:
+            return rgb, flow, *[None] * 6
+        names = "patch_probabilities relevance class_embeddings class_present caption_embedding caption_id"
+        return rgb, flow, *(self.tensor(getattr(notes, name)) for name in names.split())
+
+    def guidance_loss(
+        self,
+        rgb: Tensor,
+        flow: Tensor | None,
+        probabilities: Tensor | None,
+        relevance: Tensor | None,
+        classes: Tensor | None,
+        present: Tensor | None,
+        captions: Tensor | None,
+        caption_id: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        args, heads = self.args, self.guidance
+        semantics, motion = self.paths(rgb, flow)
+        loss, metrics = rgb.new_zeros((), dtype=torch.float32), {}
+        if args.semantic and probabilities is not None:
+            maps = map_loss(heads.classes(heads.on_grid(semantics)), classes, present, probabilities)
+            words = caption_loss(heads.caption(semantics.mean((2, 3))), captions, caption_id)
+            loss = loss + args.semantic_coef * (maps + args.caption_coef * words)
+            metrics = {"map_loss": maps.detach(), "caption_loss": words.detach()}
+        if args.motion:
+            target = F.adaptive_avg_pool2d((flow[:, -2:].float() - 128) / 127, heads.grid)
+            relevance = target.new_zeros(target[:, 0].shape) if relevance is None else relevance
+            moves = motion_loss(heads.flow(heads.on_grid(motion)), target, relevance)
+            loss = loss + args.motion_coef * moves
+            metrics["motion_loss"] = moves.detach()
+        return loss, metrics
+
+    def critic_loss(
+        self,
+        rgb: Tensor,
+        next_rgb: Tensor,
+        flow: Tensor | None,
+        next_flow: Tensor | None,
+        action: Tensor,
+        reward: Tensor,
+        discount: Tensor,
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            next_z = self.encode(next_rgb, next_flow)
+            next_action, log_prob = self.actor(next_z)
+            next_value = self.target(next_z, next_action).amin(0) - self.log_temperature.exp() * log_prob
+            goal = reward + discount * next_value
+        z = self.encode(rgb, flow)
+        q = self.critic(z, action)
+        loss = F.mse_loss(q, goal.expand_as(q)) * 2  # the sum over both critics
+        metrics = {"critic_loss": loss.detach(), "q": q.detach().mean()}
+        if self.args.reward_head:
+            reward_loss = F.mse_loss(self.reward(torch.cat([z, action], -1)).squeeze(-1), reward)
+            loss = loss + self.args.reward_coef * reward_loss
+            metrics["reward_loss"] = reward_loss.detach()
+        if self.args.interaction:
+            metrics["interaction"] = self.from_motion.gate.detach().abs().mean()
+        return loss, z, metrics
+
+    def actor_loss(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        action, log_prob = self.actor(z)
+        value = self.critic(z, action).amin(0)
+        return (self.log_temperature.exp().detach() * log_prob - value).mean(), log_prob.detach()
+
+    def step(self, name: str, loss: Tensor) -> None:
+        optimizer = self.optimizers[name]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward(inputs=optimizer.param_groups[0]["params"])
+        optimizer.step()
+
+
+# ---- main ----
+
+
+@one_line_errors
+def main(args: Args) -> None:
+    with Run(args, __file__) as run:
+        agent = Agent(run.action_dim, args, run.device, *run.guidance_shape)
+        replay = run.make_replay(discount=args.discount)
+        for turn in run.steps(agent, replay):
+            run.send(run.random_action() if turn.random else agent.act(turn.observation))
+            for number in turn.updates:  # while the workers step and render
+                run.log(agent.update(replay, number))
+            replay.add(run.receive())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

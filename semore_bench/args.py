@@ -1,0 +1,103 @@
+"""The command-line flags that every agent shares, as one dataclass to inherit from."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from wrappers.errors import UserError
+
+
+@dataclass
+class CommonArgs:
+    """Flags shared by all agents. A field left at None is filled in by `resolve` and written to config.json."""
+
+    env_id: str = "dm_control/cartpole-swingup-v0"
+    """any Gymnasium id, or Meta-World/<task>-v3; `semore-bench list envs` shows them"""
+    seed: int = 1
+    """seeds networks, exploration, replay sampling and, through (seed, episode), every episode"""
+    total_env_steps: Annotated[int, tyro.conf.arg(aliases=["--total-timesteps"])] = 100_000
+    """budget in simulator steps, action repeat included"""
+    action_repeat: int = 4
+    """simulator steps per decision"""
+    image_size: int = 84
+    """height and width of the frames in pixels"""
+    network: Literal["auto", "reference", "lite"] = "auto"
+    """reference: conv strides 2,1,1,1 and MLPs of 1024; lite: 2,2,1,1 and 256; auto: lite up to 64 pixels"""
+    frame_stack: int = 3
+    """frames that the agent sees at once"""
+    num_envs: int = 1
+    """environments stepped in parallel, each in its own process"""
+    annotator: Literal["none", "simulator"] = "none"
+    """who names what matters in a frame"""
+    annotate_every: int = 8
+    """agent steps between two annotated frames"""
+    flow_estimator: Literal["dis", "farneback", "simulator"] = "dis"
+    """how optical flow is computed, for agents that use it"""
+    random_steps: int = 1000
+    """agent steps with uniformly random actions before learning starts"""
+    batch_size: int | None = None
+    """transitions per update (reference network 128, lite 64)"""
+    replay_capacity: int = 100_000
+    """transitions kept; older ones are forgotten"""
+    eval_every: int = 10_000
+    """env steps between evaluations; the last one is always at the end of the budget"""
+    eval_episodes: int = 10
+    """episodes per evaluation, on fixed seeds"""
+    checkpoint_every: int = 1000
+    """agent steps between checkpoints (also written every two minutes and on Ctrl-C)"""
+    run_dir: str | None = None
+    """folder of this run (default: runs/<env>/<agent>/seed-<seed>)"""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto takes the GPU if there is one"""
+    cuda: bool | None = None
+    """as CleanRL has it: --cuda asks for the GPU, --no-cuda for the CPU"""
+    compile: bool = False
+    """compile the update with torch.compile"""
+    capture_video: bool = False
+    """film one evaluation episode after each evaluation: RGB, flow, relevance and caption"""
+    track: bool = False
+    """send the logs to Weights & Biases too"""
+    fresh: bool = False
+    """delete what this run directory holds and start anew"""
+
+    def resolve(self) -> None:
+        """Fills in what was left open and refuses what cannot work.
+
+        Raises:
+            UserError: a value is out of range; the message names the flag.
+        """
+        positive = (
+            "total_env_steps action_repeat frame_stack num_envs annotate_every replay_capacity eval_every "
+            "eval_episodes checkpoint_every"
+        ).split()
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise UserError(f"{flag(name)} must be at least 1, got {getattr(self, name)}")
+        if self.image_size < 32:
+            raise UserError(f"--image-size must be at least 32 pixels, got {self.image_size}; try --image-size 64")
+        if self.seed < 0 or self.random_steps < 0:
+            raise UserError("--seed and --random-steps must not be negative")
+        if self.network == "auto":
+            self.network = "lite" if self.image_size <= 64 else "reference"
+        if self.batch_size is None:
+            self.batch_size = 128 if self.network == "reference" else 64
+        if self.batch_size < 2:
+            raise UserError(f"--batch-size must be at least 2, got {self.batch_size}")
+        if self.cuda is not None:
+            self.device, self.cuda = ("cuda" if self.cuda else "cpu"), None
+
+    @property
+    def conv_strides(self) -> tuple[int, ...]:
+        """Strides of the four 3x3 convolutions."""
+        return (2, 1, 1, 1) if self.network == "reference" else (2, 2, 1, 1)
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width of the actor's and the critics' MLPs."""
+        return 1024 if self.network == "reference" else 256
+
+
+def flag(name: str) -> str:
+    """The command-line spelling of a field: `total_env_steps` -> `--total-env-steps`."""
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,66 @@
+"""`make demo`: trains Semore on cartpole from pixels, flow and captions, and shows what came of it."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from semore_bench.envs import EnvConfig, Workers
+from semore_bench.evaluation import evaluate
+from semore_bench.plots import plot_runs
+
+ROOT = Path(__file__).parents[1]
+ENV_ID, ACTION_REPEAT, IMAGE_SIZE = "dm_control/cartpole-balance-v0", 8, 64
+EPISODES = 5
+RUN = Path("runs/demo/semore_sac")
+
+
+def main() -> int:
+    """Trains (or continues), evaluates, and prints the results; returns the exit status."""
+    flags = {
+        "env-id": ENV_ID,
+        "action-repeat": ACTION_REPEAT,
+        "image-size": IMAGE_SIZE,
+        "total-env-steps": 24_000,
+        "random-steps": 500,
+        "eval-every": 6000,
+        "eval-episodes": EPISODES,
+        "run-dir": RUN,
+    }
+    command = ["agents/semore_sac.py", *(word for key, value in flags.items() for word in (f"--{key}", str(value)))]
+    print("$ python " + " ".join([*command, "--capture-video"]), flush=True)
+    began = time.monotonic()
+    try:
+        status = subprocess.run([sys.executable, *command, "--capture-video"], cwd=ROOT, check=False).returncode
+    except KeyboardInterrupt:  # the agent has seen it too, and saved; `make demo` continues
+        return 130
+    if status:
+        return status
+    minutes = (time.monotonic() - began) / 60
+
+    returns = pd.read_csv(ROOT / RUN / "eval.csv").groupby("env_step").episode_return.mean()
+    curve = plot_runs([ROOT / RUN], ROOT / RUN / "learning_curve.png")
+    video = max((ROOT / RUN / "videos").glob("*.mp4"))
+    random = _random_return()
+    print(f"\ntrained for {minutes:.1f} minutes on {ENV_ID}; mean return of {EPISODES} evaluation episodes:")
+    print(f"  semore_sac      {returns.iloc[-1]:6.1f}   ({returns.iloc[-1] / random:.1f} times the random policy's)")
+    print(f"  uniform random  {random:6.1f}")
+    print(f"learning curve: {curve}\nvideo:          {video}")
+    return 0
+
+
+def _random_return() -> float:
+    """Mean return of a uniform random policy on the evaluation's own episodes."""
+    rng = np.random.default_rng(0)
+    config = EnvConfig(image_size=IMAGE_SIZE, action_repeat=ACTION_REPEAT, flow=None)
+    with Workers(ENV_ID, config, num_envs=2) as workers:
+        size = (workers.num_envs, *workers.action_space.shape)
+        episodes = evaluate(lambda _: rng.uniform(-1, 1, size), workers, EPISODES, frame_stack=1, flow_bound=1.0)
+    return float(np.mean([episode.episode_return for episode in episodes]))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,344 @@
+"""From an environment id to wrapped environments, in this process or in workers."""
+
+import contextlib
+import ctypes.util
+import importlib.util
+import multiprocessing
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.wrappers import RescaleAction, TimeLimit
+
+from wrappers import ActionRepeat, CaptionObservation, OpticalFlowObservation, PixelObservation
+from wrappers.errors import UserError
+
+META_WORLD = "Meta-World/"
+DEFAULT_TIME_LIMIT = 10_000
+"""simulator steps after which an environment without a time limit of its own is cut"""
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """How an environment is wrapped.
+
+    `image_size` in pixels. `action_repeat` in simulator steps per agent step. `flow`: estimator, or None for no flow.
+    `annotator`: who annotates every `annotate_every`-th frame. `quality`: MuJoCo rendering, see `PixelObservation`.
+    `camera`: camera id or name, None for the environment's usual one. `text`: put the caption into the observation.
+    """
+
+    image_size: int = 84
+    action_repeat: int = 4
+    flow: Literal["dis", "farneback", "simulator"] | None = "dis"
+    annotator: Literal["none", "simulator"] = "none"
+    annotate_every: int = 8
+    quality: Literal["fast", "reference"] = "fast"
+    camera: int | str | None = None
+    text: bool = False
+
+
+def make_env(env_id: str, config: EnvConfig = EnvConfig()) -> gym.Env:
+    """Makes an environment with the observations of this project; continuous actions are rescaled to [-1, 1].
+
+    Args:
+        env_id: an id that `gymnasium.make` knows, `Meta-World/<task>-v3`, or `module:id`, which imports `module` first.
+        config: see `EnvConfig`.
+
+    Raises:
+        UserError: the id is unknown (with the nearest ones), a package is missing, or there are no pixels.
+    """
+    env = _make_base(env_id)
+    if _has_no_time_limit(env):
+        env = TimeLimit(env, DEFAULT_TIME_LIMIT)
+    box = env.action_space
+    if isinstance(box, spaces.Box):
+        if not box.is_bounded():
+            raise UserError(
+                f"{env_id} has unbounded actions ({box}); wrap it so that they are bounded, then register it"
+            )
+        env = RescaleAction(env, np.float32(-1), np.float32(1))
+    env = ActionRepeat(env, config.action_repeat)
+    env = PixelObservation(env, size=config.image_size, camera=config.camera, quality=config.quality)
+    if config.flow is not None:
+        env = OpticalFlowObservation(env, estimator=config.flow)
+    if config.annotator != "none":
+        env = CaptionObservation(env, annotator=config.annotator, every=config.annotate_every, text=config.text)
+    return env
+
+
+def _make_base(env_id: str) -> gym.Env:
+    with _quiet_imports():
+        if env_id.startswith(META_WORLD):
+            return _make_meta_world(env_id.removeprefix(META_WORLD))
+        return _make_registered(env_id)
+
+
+@contextlib.contextmanager
+def _quiet_imports() -> Iterator[None]:
+    """Without a display and a choice of backend, MuJoCo tries GLFW when imported, and complains; our renderer chooses
+    for itself later. Shimmy's spaces make NumPy complain of infinite bounds."""
+    backend = "egl" if ctypes.util.find_library("EGL") else "osmesa" if ctypes.util.find_library("OSMesa") else None
+    chosen = "MUJOCO_GL" in os.environ or backend is None or sys.platform != "linux" or "DISPLAY" in os.environ
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "overflow encountered in cast", RuntimeWarning)
+        if not chosen:
+            os.environ["MUJOCO_GL"] = backend
+        try:
+            yield
+        finally:
+            if not chosen:
+                del os.environ["MUJOCO_GL"]
+
+
+def _make_registered(env_id: str) -> gym.Env:
+    # Packages that register their ids when they are imported; gymnasium.make says what is missing.
+    package = {"dm_control": "shimmy", "ALE": "ale_py"}.get(env_id.split("/")[0])
+    if package is not None and importlib.util.find_spec(package) is not None:
+        importlib.import_module(package)
+    try:
+        return gym.make(env_id, render_mode="rgb_array")
+    except (gym.error.UnregisteredEnv, gym.error.DependencyNotInstalled, ModuleNotFoundError) as error:
+        from semore_bench.listing import nearest_ids
+
+        if isinstance(error, gym.error.UnregisteredEnv):
+            near = ", ".join(nearest_ids(env_id)) or "nothing like it"
+            raise UserError(
+                f"unknown environment id {env_id!r}; the nearest are {near}; `semore-bench list envs` shows all"
+            ) from None
+        raise UserError(f"{env_id} needs a package that is missing: {error}") from None
+
+
+def _make_meta_world(task: str) -> gym.Env:
+    try:
+        import metaworld
+    except ImportError as error:
+        raise UserError(f"Meta-World is not installed ({error}); type: pip install metaworld") from None
+    if task not in metaworld.ALL_V3_ENVIRONMENTS:
+        from semore_bench.listing import nearest_ids
+
+        near = ", ".join(nearest_ids(META_WORLD + task)) or "nothing like it"
+        raise UserError(f"unknown Meta-World task {task!r}; the nearest are {near}; `semore-bench list envs` shows all")
+    env = gym.make("Meta-World/MT1", env_name=task, seed=0, render_mode="rgb_array", camera_name="corner2")
+    return SeededMetaWorld(env)
+
+
+class SeededMetaWorld(gym.Wrapper, gym.utils.RecordConstructorArgs):
+    """Makes `reset(seed=...)` true for Meta-World: it determines the goal and the objects' places too.
+
+    Meta-World ignores the seed given to `reset` and draws goals from a fixed list of tasks, or from NumPy's global
+    generator; here each reset draws them from the environment's own seeded generator.
+    """
+
+    def __init__(self, env: gym.Env):
+        gym.utils.RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Resets with a goal drawn from `seed`, or from where the generator stands."""
+        inner = self.unwrapped
+        inner._freeze_rand_vec = False
+        inner.seeded_rand_vec = True
+        if seed is not None:
+            inner.seed(seed)
+            self.np_random = np.random.default_rng(seed)
+        return self.env.reset(seed=seed, options=options)
+
+
+def _has_no_time_limit(env: gym.Env) -> bool:
+    if env.spec is not None and env.spec.max_episode_steps is not None:
+        return False
+    layer = env
+    while isinstance(layer, gym.Wrapper):
+        if isinstance(layer, TimeLimit):
+            return False
+        layer = layer.env
+    # dm_control and Meta-World count their own time
+    own = getattr(layer, "_env", layer)
+    return not any(hasattr(own, name) for name in ("_step_limit", "_time_limit", "max_path_length"))
+
+
+def episode_seed(seed: int, episode: int) -> int:
+    """The seed of a training episode: a hash, so that runs with neighbouring seeds share no episode."""
+    return int(np.random.SeedSequence([seed, episode]).generate_state(1)[0])
+
+
+class _Replayable(gym.Wrapper):
+    """Lets a worker run an interrupted episode again, up to where it was: `options["actions"][index]`."""
+
+    def __init__(self, env: gym.Env, index: int):
+        super().__init__(env)
+        self._index = index
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        options = dict(options or {})
+        actions = options.pop("actions", None)
+        observation, info = self.env.reset(seed=seed, options=options)
+        for action in () if actions is None else actions[self._index]:
+            observation, _, _, _, info = self.env.step(action)
+        return observation, {key: value for key, value in info.items() if key != "annotations" or actions is None}
+
+
+@dataclass(frozen=True)
+class _Maker:
+    env_id: str
+    config: EnvConfig
+    index: int
+
+    def __call__(self) -> gym.Env:
+        if multiprocessing.parent_process() is not None:
+            # Ctrl-C is the learner's business: it finishes the step, saves, and closes the workers.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            import cv2
+
+            cv2.setNumThreads(1)
+        return _Replayable(make_env(self.env_id, self.config), self.index)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one environment did: the action, its reward, the frame it led to, and the next episode where one ended.
+
+    `observation` is the last one of the episode if `terminated` or `truncated`; then `next_episode` holds the first
+    observation and info of the episode that follows, if one was asked for.
+    """
+
+    action: np.ndarray
+    reward: float
+    terminated: bool
+    truncated: bool
+    observation: dict[str, np.ndarray]
+    info: dict[str, Any]
+    next_episode: tuple[dict[str, np.ndarray], dict[str, Any]] | None = None
+
+
+class Workers:
+    """Environments in spawned worker processes: `send` actions, do something else, `receive` what came of them.
+
+    Args:
+        env_id: see `make_env`.
+        config: see `make_env`.
+        num_envs: number of worker processes.
+
+    Raises:
+        UserError: as `make_env`, or the environment's actions are discrete.
+    """
+
+    def __init__(self, env_id: str, config: EnvConfig, num_envs: int = 1):
+        self.env_id, self.num_envs = env_id, num_envs
+        makers = [_Maker(env_id, config, index) for index in range(num_envs)]
+        with _main_module_hidden():
+            self._envs = AsyncVectorEnv(
+                makers, context="spawn", shared_memory=True, copy=False, autoreset_mode=AutoresetMode.DISABLED
+            )
+        self.observation_space: spaces.Dict = self._envs.single_observation_space
+        self.action_space: spaces.Space = self._envs.single_action_space
+        self._actions: np.ndarray | None = None
+        if not isinstance(self.action_space, spaces.Box):
+            self.close()
+            raise UserError(
+                f"{env_id} has {type(self.action_space).__name__} actions and this agent needs continuous ones; "
+                "choose an environment with a Box action space, for example dm_control/cartpole-swingup-v0"
+            )
+
+    def reset(
+        self, seeds: Sequence[int | None], actions: Sequence[np.ndarray] | None = None
+    ) -> list[tuple[dict[str, np.ndarray], dict[str, Any]]]:
+        """Starts an episode in every environment whose seed is not None; `actions` are run through at once.
+
+        Returns:
+            Observation and info of every environment; those of the others are without meaning.
+        """
+        mask = np.array([seed is not None for seed in seeds])
+        options: dict[str, Any] = {"reset_mask": mask}
+        if actions is not None:
+            options["actions"] = list(actions)
+        observations, infos = self._guarded(self._envs.reset, seed=list(seeds), options=options)
+        return [(_row(observations, i), _info(infos, i)) for i in range(self.num_envs)]
+
+    def send(self, actions: np.ndarray) -> None:
+        """Starts a step in every environment; actions float32 (N, A) in [-1, 1]."""
+        self._actions = np.array(actions, np.float32)
+        self._guarded(self._envs.step_async, self._actions)
+
+    def receive(self, next_seeds: Iterator[int] | None = None) -> list[Step]:
+        """Waits for the steps; where an episode ended, the next one starts with a seed from `next_seeds`.
+
+        Raises:
+            UserError: an environment crashed or gave NaN or infinity.
+        """
+        observations, rewards, terminated, truncated, infos = self._guarded(self._envs.step_wait)
+        if not np.isfinite(rewards).all():
+            raise UserError(f"{self.env_id} gave the reward {rewards}: it must be finite; the last checkpoint is kept")
+        done = terminated | truncated
+        steps = [
+            Step(
+                self._actions[i],
+                float(rewards[i]),
+                bool(terminated[i]),
+                bool(truncated[i]),
+                _row(observations, i, copy=bool(done[i])),
+                _info(infos, i),
+            )
+            for i in range(self.num_envs)
+        ]
+        if next_seeds is not None and done.any():
+            first = self.reset([next(next_seeds) if ended else None for ended in done])
+            steps = [
+                Step(**{**vars(step), "next_episode": first[i]}) if done[i] else step for i, step in enumerate(steps)
+            ]
+        return steps
+
+    def _guarded(self, call, *args, **kwargs):
+        try:
+            return call(*args, **kwargs)
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            self.close()
+            raise UserError(
+                f"the worker process of {self.env_id} died ({type(error).__name__}), perhaps for lack of memory or "
+                "in the graphics driver; `semore-bench doctor` checks; the same command continues the run"
+            ) from None
+
+    def close(self) -> None:
+        """Ends the workers."""
+        if self._envs.closed:
+            return
+        try:
+            self._envs.close(terminate=True)
+        except (EOFError, OSError):  # a worker that is dead cannot say goodbye
+            for process in self._envs.processes:
+                process.kill()
+            self._envs.closed = True
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _row(observations: dict[str, np.ndarray], index: int, copy: bool = False) -> dict[str, np.ndarray]:
+    return {key: value[index].copy() if copy else value[index] for key, value in observations.items()}
+
+
+def _info(infos: dict[str, Any], index: int) -> dict[str, Any]:
+    return {key: value[index] for key, value in infos.items() if f"_{key}" in infos and infos[f"_{key}"][index]}
+
+
+@contextlib.contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Keeps spawned workers from importing the agent's file: it would cost each of them torch's time and memory."""
+    main = sys.modules["__main__"]
+    hidden = {name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__dict__.update(hidden)

@@ -1,0 +1,167 @@
+"""The evaluation protocol: own environments, fixed seeds, deterministic policy, no annotator."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from semore_bench.envs import EnvConfig, Step, Workers
+from semore_bench.videos import VideoWriter, compose_frame
+from wrappers.flow import encode_flow
+
+FIRST_SEED = 10_000
+"""evaluation episode i is seeded with 10,000 + i, for every agent and every run"""
+
+Policy = Callable[[dict[str, np.ndarray]], np.ndarray]
+"""stacked observations of N environments -> actions (N, A) in [-1, 1]"""
+
+
+@dataclass
+class Episode:
+    """Running totals of one episode; `length` in env steps; success is None where the environment reports none."""
+
+    seed: int
+    episode_return: float = 0.0
+    length: int = 0
+    success_any: int | None = None
+    success_last: int | None = None
+
+    def add(self, step: Step) -> None:
+        """Counts one agent step."""
+        self.episode_return += step.reward
+        self.length = int(step.info["env_step"])
+        if "success" in step.info:
+            self.success_last = int(step.info["success"] > 0)
+            self.success_any = max(self.success_last, self.success_any or 0)
+
+
+class FrameStack:
+    """The last k frames of N environments, as the replay stacks them: the first frame of an episode is repeated.
+
+    Args:
+        num_envs: N.
+        size: k.
+        flow_bound: as the replay's; flow is kept as `encode_flow` writes it.
+    """
+
+    def __init__(self, num_envs: int, size: int, flow_bound: float):
+        self._size, self._flow_bound = size, flow_bound
+        self._frames: list[list[dict[str, np.ndarray]]] = [[] for _ in range(num_envs)]
+
+    def begin(self, env: int, observation: dict[str, np.ndarray]) -> None:
+        """Fills the stack of an environment with the first frame of its episode."""
+        self._frames[env] = [self._kept(observation)] * self._size
+
+    def push(self, env: int, observation: dict[str, np.ndarray]) -> None:
+        """Appends a frame and forgets the oldest."""
+        self._frames[env] = [*self._frames[env][1:], self._kept(observation)]
+
+    def _kept(self, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        kept = {"rgb": observation["rgb"].copy()}
+        if "flow" in observation:
+            kept["flow"] = encode_flow(observation["flow"], self._flow_bound)
+        return kept
+
+    def stack(self) -> dict[str, np.ndarray]:
+        """uint8 rgb (N, k, H, W, 3) and, if there is flow, flow (N, k-1, H, W, 2)."""
+        stacked = {"rgb": np.stack([[frame["rgb"] for frame in frames] for frames in self._frames])}
+        if "flow" in self._frames[0][0] and self._size > 1:
+            stacked["flow"] = np.stack([[frame["flow"] for frame in frames[1:]] for frames in self._frames])
+        return stacked
+
+
+def evaluate(
+    policy: Policy,
+    workers: Workers,
+    episodes: int,
+    frame_stack: int,
+    flow_bound: float,
+    on_step: Callable[[], None] = lambda: None,
+) -> list[Episode]:
+    """Runs evaluation episodes 0, 1, ... and returns them in this order.
+
+    Args:
+        policy: must be deterministic for results that can be repeated.
+        workers: environments of their own, without an annotator.
+        episodes: number of episodes; they are dealt out to the workers.
+        frame_stack, flow_bound: as in training.
+        on_step: called after every step; what it raises ends the evaluation.
+    """
+    stack = FrameStack(workers.num_envs, frame_stack, flow_bound)
+    pending = iter(range(FIRST_SEED, FIRST_SEED + episodes))
+    finished: list[Episode] = []
+    running: list[Episode | None] = [None] * workers.num_envs
+
+    def begin(envs: list[int]) -> None:
+        seeds: list[int | None] = [None] * workers.num_envs
+        for env in envs:
+            seed = next(pending, None)
+            running[env] = None if seed is None else Episode(seed)
+            # All workers step together, so one that has nothing left to do idles in an episode that nobody counts.
+            seeds[env] = FIRST_SEED if seed is None else seed
+        first = workers.reset(seeds)
+        for env in envs:
+            stack.begin(env, first[env][0])
+
+    begin(list(range(workers.num_envs)))
+    while any(running):
+        workers.send(policy(stack.stack()))
+        ended = []
+        for env, step in enumerate(workers.receive()):
+            stack.push(env, step.observation)
+            if episode := running[env]:
+                episode.add(step)
+                if step.terminated or step.truncated:
+                    finished.append(episode)
+            if step.terminated or step.truncated:
+                ended.append(env)
+        if ended:
+            begin(ended)
+        on_step()
+    return sorted(finished, key=lambda episode: episode.seed)
+
+
+def film(
+    policy: Policy,
+    env_id: str,
+    config: EnvConfig,
+    path: Path,
+    frame_stack: int,
+    flow_bound: float,
+    on_step: Callable[[], None] = lambda: None,
+) -> Episode:
+    """Films the first evaluation episode: RGB, flow, relevance and caption side by side.
+
+    The annotator, if `config` names one, works for the film alone: the policy sees frames and flow, as in `evaluate`.
+    """
+    if config.flow is None:
+        config = replace(config, flow="dis")  # to be looked at; the policy's stack leaves it out
+        shown = {"rgb"}
+    else:
+        shown = {"rgb", "flow"}
+    episode, caption = Episode(FIRST_SEED), ""
+    with Workers(env_id, config) as workers, VideoWriter(path, fps=15) as video:
+        stack = FrameStack(1, frame_stack, flow_bound)
+        ((observation, info),) = workers.reset([FIRST_SEED])
+        stack.begin(0, {key: observation[key] for key in shown})
+        while True:
+            caption = info.get("caption", caption)
+            video.add(
+                compose_frame(
+                    observation["rgb"],
+                    flow=observation["flow"],
+                    relevance=observation.get("relevance"),
+                    caption=caption,
+                    flow_bound=flow_bound,
+                    footer=f"{env_id}   env step {episode.length}   return {episode.episode_return:.1f}",
+                )
+            )
+            workers.send(policy(stack.stack()))
+            (step,) = workers.receive()
+            episode.add(step)
+            observation, info = step.observation, step.info
+            stack.push(0, {key: observation[key] for key in shown})
+            on_step()
+            if step.terminated or step.truncated:
+                return episode

@@ -1,0 +1,398 @@
+"""A replay that stores every frame once, on disk, and survives the process.
+
+Frames lie in one ring per environment, in the order in which they were seen, last frames of episodes included. A
+transition is a position in a ring; stacks, n-step returns and the true next frame are put together when sampled.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from gymnasium import spaces
+
+from semore_bench.envs import Step
+from wrappers.backends.annotation import MAX_CLASSES, Annotation
+from wrappers.errors import UserError
+from wrappers.flow import encode_flow
+
+# What follows a frame in its ring.
+NEWEST, CONTINUES, TERMINATED, TRUNCATED = range(4)
+
+_NOTES = ("owner", "classes", "probabilities", "relevance", "caption")  # arrays with a row per annotation
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Transitions s_t -> s_{t+m}, m = min(n_step, steps left in the episode).
+
+    `rgb`, `next_rgb`: uint8 (B, k, H, W, 3), oldest frame first. `flow`, `next_flow`: uint8 (B, k-1, H, W, 2) as
+    `wrappers.flow.encode_flow` writes it, or None. `action`: float32 (B, A) in [-1, 1]. `reward`: float32 (B,), the
+    discounted sum of m rewards. `discount`: float32 (B,), discount**m, or 0 where the episode terminated (not where
+    a time limit cut it).
+    """
+
+    rgb: np.ndarray
+    next_rgb: np.ndarray
+    flow: np.ndarray | None
+    next_flow: np.ndarray | None
+    action: np.ndarray
+    reward: np.ndarray
+    discount: np.ndarray
+
+
+@dataclass(frozen=True)
+class AnnotatedBatch:
+    """Annotated frames with their stacks; K = MAX_CLASSES, absent classes have zero probability.
+
+    `rgb`: uint8 (B, k, H, W, 3). `flow`: uint8 (B, k-1, H, W, 2) or None. `patch_probabilities`: float32
+    (B, K, G, G). `relevance`: float32 (B, G, G). `class_embeddings`: float32 (B, K, d), `class_present`: bool (B, K).
+    `caption_embedding`: float32 (B, d). `caption_id`: int64 (B,), equal for equal captions.
+    """
+
+    rgb: np.ndarray
+    flow: np.ndarray | None
+    patch_probabilities: np.ndarray
+    relevance: np.ndarray
+    class_embeddings: np.ndarray
+    class_present: np.ndarray
+    caption_embedding: np.ndarray
+    caption_id: np.ndarray
+
+
+class Replay:
+    """Frame-deduplicating, memory-mapped replay with n-step returns and late annotations.
+
+    Args:
+        directory: folder of the memory-mapped arrays; what is in it is taken over by `load_state_dict`.
+        observation_space: Dict with `rgb`, and `flow` if there is any (one environment's, without stacking).
+        action_dim: length of an action.
+        capacity: transitions that can be sampled, all environments together.
+        num_envs: number of environments, each with its own ring.
+        frame_stack: frames per stack; the first frame of an episode is repeated to fill its first stacks.
+        n_step: rewards summed per transition.
+        discount: discount factor per agent step.
+        seed: seeds the sampling.
+        flow_bound: pixels per agent step that the stored flow can represent.
+        annotate_every: agent steps between annotated frames, 0 for none; sizes the annotation store.
+        slack: frames per ring kept beyond the capacity, so that a run that returns to an older checkpoint finds the
+            frames that its replay held then.
+
+    Raises:
+        UserError: the disk is too small, with the bytes needed and available.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        observation_space: spaces.Dict,
+        action_dim: int,
+        *,
+        capacity: int,
+        num_envs: int = 1,
+        frame_stack: int = 3,
+        n_step: int = 1,
+        discount: float = 0.99,
+        seed: int = 0,
+        flow_bound: float = 8.0,
+        annotate_every: int = 0,
+        grid: int = 8,
+        embedding_dim: int = 64,
+        slack: int = 2500,
+    ):
+        self.directory = Path(directory)
+        self.frame_stack, self.n_step, self.discount, self.num_envs = frame_stack, n_step, discount, num_envs
+        self.flow_bound, self.embedding_dim = flow_bound, embedding_dim
+        self.has_flow = "flow" in observation_space.spaces
+        self.window = -(-capacity // num_envs)
+        # one frame in 50 for the last frames of episodes, which are no transitions
+        self.slots = self.window + self.window // 50 + slack + frame_stack + n_step + 2
+        annotations = min(self.slots, 2 * self.slots // annotate_every + 64) if annotate_every else 0
+        self.annotation_slots = annotations * num_envs
+
+        height, width, _ = observation_space["rgb"].shape
+        ring, notes = (num_envs, self.slots), (self.annotation_slots,)
+        layout: dict[str, tuple[tuple[int, ...], Any]] = {
+            "rgb": ((*ring, height, width, 3), np.uint8),
+            "action": ((*ring, action_dim), np.float32),
+            "reward": (ring, np.float32),
+            "follows": (ring, np.uint8),
+            "episode_step": (ring, np.int32),
+            "annotation": (ring, np.int32),
+        }
+        if self.has_flow:
+            layout["flow"] = ((*ring, height, width, 2), np.uint8)
+        if annotations:
+            layout |= {
+                "owner": (notes, np.int64),
+                "classes": ((*notes, MAX_CLASSES), np.int32),
+                "probabilities": ((*notes, MAX_CLASSES, grid, grid), np.float16),
+                "relevance": ((*notes, grid, grid), np.float16),
+                "caption": (notes, np.int32),
+            }
+        self._files = self._open(layout)
+        # Plain views with one row per frame: quicker to index than memmaps with a ring axis.
+        self._arrays = {
+            name: np.asarray(file).reshape(-1, *file.shape[1 if name in _NOTES else 2 :])
+            for name, file in self._files.items()
+        }
+        self._rng = np.random.default_rng([seed, 1])
+        # A stream of its own: an agent without guidance draws the same transitions as one with it.
+        self._annotation_rng = np.random.default_rng([seed, 2])
+        self._newest = np.full(num_envs, -1, np.int64)  # frames written per ring, minus one
+        self._frame_step = np.full(num_envs, -1, np.int64)  # the wrapper's number of the newest frame
+        self._first_frame_step = np.zeros(num_envs, np.int64)  # of this process
+        self._annotated = 0
+        self._texts: dict[str, int] = {}
+        self._embeddings = np.zeros((64, embedding_dim), np.float32)
+        self.annotations_dropped = 0
+
+    def _open(self, layout: dict[str, tuple[tuple[int, ...], Any]]) -> dict[str, np.memmap]:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        paths = {name: self.directory / f"{name}.bin" for name in layout}
+        size = {name: int(np.prod(shape)) * np.dtype(kind).itemsize for name, (shape, kind) in layout.items()}
+        self.nbytes = sum(size.values())
+        present = sum(path.stat().st_blocks * 512 for path in paths.values() if path.exists())
+        free = psutil.disk_usage(str(self.directory)).free
+        if self.nbytes - present > free:
+            raise UserError(
+                f"the replay needs {self.nbytes:,} bytes on disk in {self.directory} and {free + present:,} are "
+                "available; free some space, or choose another --run-dir or a smaller --replay-capacity"
+            )
+        arrays = {}
+        for name, (shape, kind) in layout.items():
+            # Sparse: a file takes disk space only as it is written.
+            with open(paths[name], "ab") as file:
+                file.truncate(size[name])
+            arrays[name] = np.memmap(paths[name], kind, "r+", shape=shape)
+        return arrays
+
+    # ---- writing ----
+
+    def begin(self, env: int, observation: dict[str, np.ndarray], info: dict[str, Any]) -> None:
+        """Stores the first frame of an episode of environment `env`."""
+        self._write(env, observation, 0, info)
+
+    def add(self, steps: Sequence[Step]) -> None:
+        """Stores one step of every environment: action, reward, the frame it led to (the true last one where the
+        episode ended) and, there, the first frame of the next episode."""
+        for env, step in enumerate(steps):
+            row = self._row(env, self._newest[env])
+            self._arrays["action"][row] = step.action
+            self._arrays["reward"][row] = step.reward
+            self._arrays["follows"][row] = CONTINUES
+            self._write(env, step.observation, self._arrays["episode_step"][row] + 1, step.info)
+            if step.next_episode is not None:
+                row = self._row(env, self._newest[env])
+                self._arrays["follows"][row] = TERMINATED if step.terminated else TRUNCATED
+                self.begin(env, *step.next_episode)
+
+    def _write(self, env: int, observation: dict[str, np.ndarray], episode_step: int, info: dict[str, Any]) -> None:
+        self._newest[env] += 1
+        row, arrays = self._row(env, self._newest[env]), self._arrays
+        arrays["rgb"][row] = observation["rgb"]
+        if self.has_flow:
+            arrays["flow"][row] = encode_flow(observation["flow"], self.flow_bound)
+        arrays["follows"][row] = NEWEST
+        arrays["episode_step"][row] = episode_step
+        arrays["annotation"][row] = -1
+        self._follow_frame_step(env, info)
+        for annotation in info.get("annotations", ()):
+            self.attach(env, annotation)
+
+    def _follow_frame_step(self, env: int, info: dict[str, Any]) -> None:
+        frame_step = int(info.get("frame_step", self._frame_step[env] + 1))
+        if self._frame_step[env] < 0:
+            self._first_frame_step[env] = frame_step
+        self._frame_step[env] = frame_step
+
+    def attach(self, env: int, annotation: Annotation) -> bool:
+        """Gives an annotation, however late, to the frame it was made of; False if that frame is gone."""
+        age = int(self._frame_step[env]) - annotation.frame_step
+        if age < 0 or age >= self.window or annotation.frame_step < self._first_frame_step[env]:
+            self.annotations_dropped += 1
+            return False
+        row, arrays = self._row(env, self._newest[env] - age), self._arrays
+        note = self._annotated % self.annotation_slots
+        if self._annotated >= self.annotation_slots:  # the store is full: the oldest annotation makes room
+            former = arrays["owner"][note]
+            if arrays["annotation"][former] == note:
+                arrays["annotation"][former] = -1
+        classes = len(annotation.class_names)
+        arrays["owner"][note] = row
+        arrays["classes"][note] = -1
+        arrays["classes"][note, :classes] = [
+            self._text_id(*pair) for pair in zip(annotation.class_names, annotation.class_embeddings, strict=True)
+        ]
+        arrays["probabilities"][note] = 0
+        arrays["probabilities"][note, :classes] = annotation.patch_probabilities
+        arrays["relevance"][note] = annotation.relevance
+        # A caption that reads like a class name may be embedded through another prompt.
+        arrays["caption"][note] = self._text_id("caption: " + annotation.caption, annotation.caption_embedding)
+        arrays["annotation"][row] = note
+        self._annotated += 1
+        return True
+
+    def _text_id(self, text: str, embedding: np.ndarray) -> int:
+        index = self._texts.setdefault(text, len(self._texts))
+        if index == len(self._embeddings):
+            self._embeddings = np.concatenate([self._embeddings, np.zeros_like(self._embeddings)])
+        self._embeddings[index] = embedding
+        return index
+
+    # ---- reading ----
+
+    def __len__(self) -> int:
+        """Frames that a transition may be drawn at."""
+        return int(np.minimum(self._newest, self.window).clip(0).sum())
+
+    @property
+    def annotated_frames(self) -> int:
+        """Annotations in the store."""
+        return min(self._annotated, self.annotation_slots)
+
+    def latest(self) -> dict[str, np.ndarray]:
+        """The newest stack of every environment: uint8 rgb (N, k, H, W, 3) and, if stored, flow (N, k-1, H, W, 2)."""
+        rgb, flow = self._stack(np.arange(self.num_envs), self._newest)
+        return {"rgb": rgb} if flow is None else {"rgb": rgb, "flow": flow}
+
+    def sample(self, batch_size: int) -> Batch:
+        """Draws transitions uniformly from the window.
+
+        Raises:
+            ValueError: no transition is complete yet.
+        """
+        env, position = self._draw(batch_size)
+        reward, discount, end, _ = self._returns(env, position)
+        if self.n_step == 1:  # s and s' share frames: read them once
+            rgb, flow = self._stack(env, end, more=1)
+            rgbs = rgb[:, :-1], rgb[:, 1:]
+            flows = (None, None) if flow is None else (flow[:, :-1], flow[:, 1:])
+        else:
+            rgbs, flows = zip(self._stack(env, position), self._stack(env, end), strict=True)
+        return Batch(*rgbs, *flows, self._arrays["action"][self._row(env, position)], reward, discount)
+
+    def sample_annotated(self, batch_size: int) -> AnnotatedBatch | None:
+        """Draws annotated frames uniformly, with replacement; None if there are none."""
+        if not self.annotated_frames:
+            return None
+        arrays = self._arrays
+        notes = np.empty(0, np.int64)
+        for _ in range(20):
+            drawn = self._annotated - 1 - self._annotation_rng.integers(self.annotated_frames, size=batch_size)
+            drawn %= self.annotation_slots
+            owner = arrays["owner"][drawn]
+            env, position = self._position(owner)
+            kept = (arrays["annotation"][owner] == drawn) & (position >= self._newest[env] - self.window)
+            notes = np.concatenate([notes, drawn[kept]])[:batch_size]
+            if len(notes) == batch_size:
+                break
+        if not len(notes):
+            return None
+        notes = np.resize(notes, batch_size)
+        rgb, flow = self._stack(*self._position(arrays["owner"][notes]))
+        classes = arrays["classes"][notes]
+        return AnnotatedBatch(
+            rgb=rgb,
+            flow=flow,
+            patch_probabilities=arrays["probabilities"][notes].astype(np.float32),
+            relevance=arrays["relevance"][notes].astype(np.float32),
+            class_embeddings=self._embeddings[classes.clip(0)],
+            class_present=classes >= 0,
+            caption_embedding=self._embeddings[arrays["caption"][notes]],
+            caption_id=arrays["caption"][notes].astype(np.int64),
+        )
+
+    def _row(self, env: Any, position: Any) -> Any:
+        return env * self.slots + position % self.slots
+
+    def _position(self, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        env, slot = np.divmod(row, self.slots)
+        newest = self._newest[env]
+        return env, newest - (newest - slot) % self.slots
+
+    def _draw(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of complete transitions, by rejection: last frames and unfinished n-step returns are redrawn."""
+        lengths = np.minimum(self._newest, self.window).clip(0)
+        ends = np.cumsum(lengths)
+        env = position = np.empty(0, np.int64)
+        for _ in range(200):
+            if not ends[-1]:
+                break
+            flat = self._rng.integers(ends[-1], size=count)
+            drawn_env = np.searchsorted(ends, flat, side="right")
+            drawn = self._newest[drawn_env] - 1 - (ends[drawn_env] - 1 - flat)
+            complete = self._returns(drawn_env, drawn)[3]
+            env = np.concatenate([env, drawn_env[complete]])[:count]
+            position = np.concatenate([position, drawn[complete]])[:count]
+            if len(env) == count:
+                return env, position
+        raise ValueError("the replay holds no complete transition yet")
+
+    def _returns(self, env: np.ndarray, position: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Discounted n-step reward, discount of the value at its end, the end, and whether the return is complete."""
+        follows = self._arrays["follows"]
+        reward, discount = np.zeros(len(env), np.float32), np.ones(len(env), np.float32)
+        end = position.copy()
+        for _ in range(self.n_step):
+            row = self._row(env, end)
+            moves = follows[row] == CONTINUES
+            reward += np.where(moves, discount * self._arrays["reward"][row], 0)
+            discount *= np.where(moves, np.float32(self.discount), 1)
+            end += moves
+        last = follows[self._row(env, end)]
+        full = end - position == self.n_step
+        complete = (full | (last == TERMINATED) | (last == TRUNCATED)) & (end > position)
+        return reward, discount * (last != TERMINATED), end, complete
+
+    def _stack(self, env: np.ndarray, position: np.ndarray, more: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
+        back = np.arange(self.frame_stack - 1 + more, -1, -1)
+        # Before the first frame of its episode a stack repeats that frame.
+        back = np.minimum(back, self._arrays["episode_step"][self._row(env, position)][:, None])
+        rows = self._row(env[:, None], position[:, None] - back)
+        return self._arrays["rgb"][rows], self._arrays["flow"][rows[:, 1:]] if self.has_flow else None
+
+    # ---- checkpoints ----
+
+    def flush(self) -> None:
+        """Writes the arrays through to the disk."""
+        for file in self._files.values():
+            file.flush()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, texts and random states: with the files, all of the replay."""
+        return {
+            "newest": self._newest.tolist(),
+            "annotated": self._annotated,
+            "texts": list(self._texts),
+            "embeddings": self._embeddings[: len(self._texts)].tolist(),
+            "random": [json.dumps(rng.bit_generator.state) for rng in (self._rng, self._annotation_rng)],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Returns to a `state_dict` of the same files, which may have been written further since."""
+        self._newest[:] = state["newest"]
+        self._annotated = state["annotated"]
+        self._texts = {text: index for index, text in enumerate(state["texts"])}
+        rows = max(64, 1 << len(self._texts).bit_length())
+        self._embeddings = np.zeros((rows, self.embedding_dim), np.float32)
+        self._embeddings[: len(self._texts)] = np.reshape(state["embeddings"], (-1, self.embedding_dim))
+        for rng, text in zip((self._rng, self._annotation_rng), state["random"], strict=True):
+            rng.bit_generator.state = json.loads(text)
+        self._arrays["follows"][self._row(np.arange(self.num_envs), self._newest)] = NEWEST
+        self._frame_step[:] = -1
+
+    def resume(self, env: int, observation: dict[str, np.ndarray], info: dict[str, Any]) -> float:
+        """Joins a replayed episode to its newest stored frame; returns their mean difference in grey levels."""
+        self._follow_frame_step(env, info)
+        stored = self._arrays["rgb"][self._row(env, self._newest[env])]
+        return float(np.abs(stored.astype(np.int16) - observation["rgb"]).mean())
+
+    def episode_actions(self, env: int) -> np.ndarray:
+        """Actions taken so far in the running episode of environment `env`, float32 (steps, A)."""
+        newest = self._newest[env]
+        steps = int(self._arrays["episode_step"][self._row(env, newest)])
+        return self._arrays["action"][self._row(env, np.arange(newest - steps, newest))].copy()

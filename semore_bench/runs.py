@@ -1,0 +1,683 @@
+"""A run and its directory: settings, logs, checkpoints, evaluation, and the exact continuation of what was cut off."""
+
+import contextlib
+import csv
+import dataclasses
+import fcntl
+import functools
+import importlib.metadata
+import json
+import os
+import pickle
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from semore_bench.args import CommonArgs, flag
+from semore_bench.envs import Step, Workers, episode_seed
+from semore_bench.evaluation import Episode, evaluate, film
+from semore_bench.replay import Replay
+from wrappers.errors import UserError
+
+TRAIN_COLUMNS = "env_step agent_step episode episode_return episode_length success_any success_last".split()
+EVAL_COLUMNS = "env_step agent_step episode eval_episode episode_return episode_length success_any success_last".split()
+METRIC_COLUMNS = "env_step agent_step metric value".split()
+
+LOG_EVERY = 100
+"""agent steps between rows of metrics"""
+EVAL_WORKERS = 2
+"""evaluation episodes run at a time: fixed, so that results do not depend on the machine's number of cores"""
+CHECKPOINT_SECONDS = 120
+HEARTBEAT_SECONDS = 5
+# Settings that say where and how to look at a run, not what it computes.
+_FREE = {"run_dir", "fresh", "track", "capture_video", "cuda"}
+
+
+class Stopped(SystemExit):
+    """The run was asked to stop by a signal; everything is saved."""
+
+
+def one_line_errors(main: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Lets `main` answer a user's mistake with one line on stderr and exit status 2."""
+
+    @functools.wraps(main)
+    def wrapped(args: Any) -> None:
+        try:
+            main(args)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+
+    return wrapped
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of the training loop.
+
+    `observation`: the newest stacks of all environments (see `Replay.latest`). `random`: whether to act at random
+    still. `updates`: the numbers of the updates due in this turn, counted from 0.
+    """
+
+    agent_step: int
+    observation: dict[str, np.ndarray]
+    random: bool
+    updates: range
+
+
+class Run:
+    """A training run in its directory; a context manager. The same arguments continue it where it was cut off.
+
+    Args:
+        args: the agent's settings; `args.resolve()` is called.
+        agent_file: the agent's `__file__`; its stem is the agent's name.
+
+    Raises:
+        UserError: a setting is wrong, differs from the run's own, or another process is at work in the directory.
+    """
+
+    def __init__(self, args: CommonArgs, agent_file: str):
+        args.resolve()
+        self.args, self.agent_name = args, Path(agent_file).stem
+        self.device = _device(args.device)
+        default = Path("runs") / re.sub(r"[^\w.-]+", "_", args.env_id) / self.agent_name / f"seed-{args.seed}"
+        self.directory = Path(args.run_dir) if args.run_dir else default
+        self._stop: int | None = None
+        self._eval_workers: Workers | None = None
+        self.workers: Workers | None = None
+
+        self.agent_step = self.env_step = self.episodes = self.updates = 0
+        self._evaluated = 0
+        self._wall = 0.0
+        self._running: list[Episode] = []
+        self._numbers: list[int] = []  # of the running episodes
+        self._pending: list[dict[str, torch.Tensor]] = []
+        self._rng = np.random.default_rng([args.seed, 0])
+        self._last: Episode | None = None
+
+    # ---- opening and closing ----
+
+    def __enter__(self) -> "Run":
+        self._lock()
+        try:
+            config = self._check_settings()
+            self.workers = Workers(self.args.env_id, self.args.env_config(), self.args.num_envs)
+        except BaseException:
+            self._file.close()
+            if not (self.directory / "config.json").exists():  # leave no trace of a run that never was
+                (self.directory / ".lock").unlink()
+                with contextlib.suppress(OSError):
+                    os.removedirs(self.directory)
+            raise
+        if config is not None:
+            write_atomically(self.directory / "config.json", json.dumps(config, indent=2).encode())
+        torch.manual_seed(self.args.seed)
+        self.checkpoints = self.directory / "checkpoint"
+        self.checkpoints.mkdir(exist_ok=True)
+        self._checkpointed = 0
+        self._tensorboard: SummaryWriter | None = None
+        self._progress: tqdm | None = None
+        self._began = self._saved = self._beat = time.monotonic()
+        self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._csv = {
+            name: _Csv(self.directory / f"{name}.csv", columns)
+            for name, columns in (("train", TRAIN_COLUMNS), ("eval", EVAL_COLUMNS), ("metrics", METRIC_COLUMNS))
+        }
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _: Any) -> None:
+        for file in self._csv.values():
+            file.close()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self._progress is not None:
+            self._progress.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        for workers in (self.workers, self._eval_workers):
+            if workers is not None:
+                workers.close()
+        if kind is None:
+            self._status("finished")
+        elif issubclass(kind, (Stopped, KeyboardInterrupt)):
+            self._status("stopped")
+        else:
+            self._status("failed", error=f"{kind.__name__}: {error}")
+        self._file.close()
+
+    def _lock(self) -> None:
+        if self.directory.exists() and not self.directory.is_dir():
+            raise UserError(f"--run-dir {self.directory} is a file; name a folder")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.directory / ".lock", "a+")  # noqa: SIM115 (held as long as the run)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is training in {self.directory}; wait for it, or choose another --run-dir or --seed"
+            ) from None
+
+    def _check_settings(self) -> dict[str, Any] | None:
+        """Returns the content of config.json for a new run, None for one that continues."""
+        path = self.directory / "config.json"
+        others = [entry for entry in self.directory.iterdir() if entry.name != ".lock"]
+        if self.args.fresh and path.exists():
+            for entry in others:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        elif others and not path.exists():
+            raise UserError(f"{self.directory} holds files but no run (no config.json); choose another --run-dir")
+        settings = {name: value for name, value in dataclasses.asdict(self.args).items() if name not in _FREE}
+        settings = json.loads(json.dumps(settings))
+        if path.exists():
+            before = json.loads(path.read_text())
+            old = {**before["args"], "agent": before["agent"]}
+            new = {**settings, "agent": self.agent_name}
+            changed = [
+                f"{flag(name)} was {old.get(name, 'not there')} and now is {new.get(name, 'not there')}"
+                for name in sorted(old | new)
+                if old.get(name) != new.get(name)
+            ]
+            if changed:
+                raise UserError(
+                    f"{self.directory} holds a run with other settings: {'; '.join(changed)}. Type the same command "
+                    "to continue it, add --fresh to start over, or choose another --run-dir"
+                )
+            return None
+        return {
+            "agent": self.agent_name,
+            "env_id": self.args.env_id,
+            "seed": self.args.seed,
+            "guidance": self.args.annotator,
+            "args": settings,
+            "command": sys.argv,
+            **provenance(self.device),
+        }
+
+    def _on_signal(self, number: int, _: Any) -> None:
+        if self._stop is not None:  # asked twice: at once
+            raise KeyboardInterrupt
+        self._stop = number
+
+    def _raise_if_stopping(self) -> None:
+        if self._stop is not None:
+            raise Stopped(128 + self._stop)
+
+    # ---- the training loop ----
+
+    @property
+    def observation_space(self) -> Any:
+        """Of one environment, without stacking."""
+        return self.workers.observation_space
+
+    @property
+    def action_dim(self) -> int:
+        """Length of an action vector."""
+        return int(np.prod(self.workers.action_space.shape))
+
+    @property
+    def flow_bound(self) -> float:
+        """Pixels per agent step at which flow is cut."""
+        spaces = self.observation_space.spaces
+        return float(spaces["flow"].high.max()) if "flow" in spaces else 1.0
+
+    @property
+    def guidance_shape(self) -> tuple[int, int]:
+        """Grid size and embedding length of the annotations; (8, 64) where there are none."""
+        spaces = self.observation_space.spaces
+        if "relevance" not in spaces:
+            return 8, 64
+        return spaces["relevance"].shape[0], spaces["caption_embedding"].shape[0]
+
+    def make_replay(self, n_step: int = 1, discount: float = 0.99) -> Replay:
+        """The run's replay, in its directory."""
+        args, guidance = self.args, {}
+        if "relevance" in self.observation_space.spaces:
+            grid, embedding_dim = self.guidance_shape
+            guidance = {"annotate_every": args.annotate_every, "grid": grid, "embedding_dim": embedding_dim}
+        decisions = -(-args.total_env_steps // args.action_repeat) + args.num_envs
+        return Replay(
+            self.directory / "replay",
+            self.observation_space,
+            self.action_dim,
+            capacity=min(args.replay_capacity, decisions),
+            num_envs=args.num_envs,
+            frame_stack=args.frame_stack,
+            n_step=n_step,
+            discount=discount,
+            seed=args.seed,
+            flow_bound=self.flow_bound,
+            # two checkpoints are kept, and one step may follow when one is due
+            slack=2 * -(-args.checkpoint_every // args.num_envs) + 2,
+            **guidance,
+        )
+
+    def steps(self, agent: torch.nn.Module, replay: Replay) -> Iterator[Turn]:
+        """Yields a turn per step of the environments until the budget is spent, continuing where the run was cut off.
+
+        In each turn the caller sends actions, updates, receives, and stores what it received. Evaluation, logs and
+        checkpoints happen between the turns.
+        """
+        args = self.args
+        self._restore(agent, replay)
+        if self._evaluated == self.env_step >= args.total_env_steps:
+            print(f"{self.directory} is finished ({self.env_step} env steps); --fresh starts over")
+            return
+        self._tensorboard = SummaryWriter(self.directory / "tensorboard", purge_step=self.env_step)
+        self._progress = tqdm(
+            total=args.total_env_steps,
+            initial=self.env_step,
+            unit=" env steps",
+            desc=f"{self.agent_name} seed {args.seed}",
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+            smoothing=0.05,
+        )
+        if args.track:
+            _track(self.directory, self.agent_name, args)
+        while True:
+            finished = self.env_step >= args.total_env_steps
+            if self._stop is None and (
+                self.env_step // args.eval_every > self._evaluated // args.eval_every
+                or (finished and self._evaluated < self.env_step)
+            ):
+                self._evaluate(agent)
+            if (
+                finished
+                or self._stop is not None
+                or self._evaluated == self.env_step > 0
+                or self.agent_step - self._checkpointed >= args.checkpoint_every
+                or time.monotonic() - self._saved > CHECKPOINT_SECONDS
+            ):
+                self.checkpoint(agent, replay)
+            if self._stop is not None:
+                print(f"\nstopped at env step {self.env_step}; the same command continues", file=sys.stderr)
+            self._raise_if_stopping()
+            if finished:
+                return
+            learning = self.agent_step >= args.random_steps and len(replay) > replay.n_step
+            yield Turn(
+                agent_step=self.agent_step,
+                observation=replay.latest(),
+                random=self.agent_step < args.random_steps,
+                updates=range(self.updates, self.updates + args.num_envs * learning),
+            )
+            if self.agent_step // LOG_EVERY > (self.agent_step - args.num_envs) // LOG_EVERY:
+                self._log_metrics(replay)
+            self._heartbeat()
+
+    def random_action(self) -> np.ndarray:
+        """Uniform actions, float32 (N, A) in [-1, 1]."""
+        return self._rng.uniform(-1, 1, (self.args.num_envs, self.action_dim)).astype(np.float32)
+
+    def send(self, actions: np.ndarray) -> None:
+        """Starts a step in every environment; what follows runs beside it."""
+        self.workers.send(actions)
+
+    def receive(self) -> list[Step]:
+        """Waits for the step of every environment, logs episodes that ended, and starts the next ones."""
+        steps = self.workers.receive(self._next_seeds())
+        for env, step in enumerate(steps):
+            episode = self._running[env]
+            self.env_step += int(step.info["env_step"]) - episode.length
+            episode.add(step)
+        self.agent_step += len(steps)
+        for env, step in enumerate(steps):
+            if step.next_episode is not None:
+                self._end_episode(env)
+        if self._progress is not None:
+            self._progress.update(min(self.env_step, self.args.total_env_steps) - self._progress.n)
+        return steps
+
+    def _next_seeds(self) -> Iterator[int]:
+        number = self.episodes + len(self._running)
+        while True:
+            yield episode_seed(self.args.seed, number)
+            number += 1
+
+    def _end_episode(self, env: int) -> None:
+        episode = self._last = self._running[env]
+        self._csv["train"].write([self.env_step, self.agent_step, self._numbers[env], *_columns(episode)])
+        self._scalar("train/episode_return", episode.episode_return)
+        self._running[env] = Episode(seed=-1)
+        self._numbers[env] = self.episodes + len(self._running)
+        self.episodes += 1
+        if self._progress is not None:
+            self._progress.set_postfix_str(f"last return {episode.episode_return:.0f}")
+
+    # ---- logs ----
+
+    def log(self, metrics: dict[str, torch.Tensor]) -> None:
+        """Takes the metrics of one update, as tensors: they are read, averaged and checked later, all at once."""
+        self.updates += 1
+        self._pending.append(metrics)
+
+    def _log_metrics(self, replay: Replay) -> None:
+        values = self._read_pending()
+        seconds = self._wall + time.monotonic() - self._began
+        now = time.monotonic()
+        if hasattr(self, "_logged"):
+            steps, moment = self._logged
+            values["speed/env_steps_per_second"] = (self.env_step - steps) / max(now - moment, 1e-9)
+        self._logged = self.env_step, now
+        values["speed/wall_seconds"] = seconds
+        values["speed/memory_megabytes"] = psutil.Process().memory_info().rss / 1e6
+        if replay.annotation_slots:
+            values["guidance/annotated_share"] = replay.annotated_frames / max(len(replay), 1)
+            values["guidance/annotations_dropped"] = replay.annotations_dropped
+        for name, value in values.items():
+            self._csv["metrics"].write([self.env_step, self.agent_step, name, f"{value:.6g}"])
+            self._scalar(name, value)
+
+    def _read_pending(self) -> dict[str, float]:
+        """Means of the metrics since the last call.
+
+        Raises:
+            UserError: one of them is not finite; what was saved before stays.
+        """
+        collected: dict[str, list[torch.Tensor]] = {}
+        for metrics in self._pending:
+            for name, value in metrics.items():
+                collected.setdefault(name, []).append(value)
+        self._pending = []
+        if not collected:
+            return {}
+        means = torch.stack([torch.stack(list(values)).float().mean() for values in collected.values()]).tolist()
+        for name, mean in zip(collected, means, strict=True):
+            if not np.isfinite(mean):
+                raise UserError(
+                    f"{name} became {mean} between agent steps {self.agent_step - LOG_EVERY} and {self.agent_step}; "
+                    f"the last good checkpoint is kept in {self.checkpoints}; try a smaller learning rate"
+                )
+        return dict(zip(collected, means, strict=True))
+
+    def _scalar(self, name: str, value: float) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.add_scalar(name, value, self.env_step)
+
+    def _heartbeat(self) -> None:
+        if time.monotonic() - self._beat > HEARTBEAT_SECONDS:
+            self._beat = time.monotonic()
+            self._status("running")
+
+    def _status(self, state: str, error: str | None = None) -> None:
+        status = {
+            "state": state,
+            "error": error,
+            "env_step": self.env_step,
+            "agent_step": self.agent_step,
+            "total_env_steps": self.args.total_env_steps,
+            "last_return": self._last.episode_return if self._last else None,
+            "wall_seconds": round(self._wall + time.monotonic() - self._began, 1),
+            "heartbeat": time.time(),
+            "pid": os.getpid(),
+        }
+        write_atomically(self.directory / "status.json", json.dumps(status, indent=2).encode())
+
+    # ---- evaluation ----
+
+    def _evaluate(self, agent: torch.nn.Module) -> None:
+        args = self.args
+        config = dataclasses.replace(args.env_config(), annotator="none")
+        if self._eval_workers is None:
+            self._eval_workers = Workers(args.env_id, config, min(EVAL_WORKERS, args.eval_episodes))
+
+        def policy(observation: dict[str, np.ndarray]) -> np.ndarray:
+            return agent.act(observation, deterministic=True)
+
+        def on_step() -> None:
+            self._heartbeat()
+            self._raise_if_stopping()
+
+        try:
+            episodes = evaluate(
+                policy, self._eval_workers, args.eval_episodes, args.frame_stack, self.flow_bound, on_step
+            )
+            if args.capture_video:
+                path = self.directory / "videos" / f"env-step-{self.env_step:09d}.mp4"
+                film(policy, args.env_id, args.env_config(), path, args.frame_stack, self.flow_bound, on_step)
+        except Stopped:  # cut short, and done anew when the run goes on
+            self._eval_workers.close()
+            self._eval_workers = None
+            return
+        for index, episode in enumerate(episodes):
+            self._csv["eval"].write([self.env_step, self.agent_step, self.episodes, index, *_columns(episode)])
+        mean = float(np.mean([episode.episode_return for episode in episodes]))
+        self._scalar("eval/episode_return", mean)
+        self._evaluated = self.env_step
+        tqdm.write(f"env step {self.env_step}: evaluation return {mean:.1f} ({len(episodes)} episodes)", sys.stderr)
+
+    # ---- checkpoints ----
+
+    def checkpoint(self, agent: torch.nn.Module, replay: Replay) -> None:
+        """Writes everything that the run needs to continue exactly; keeps the one before it too.
+
+        Raises:
+            UserError: a loss or a weight is not finite; the last good checkpoint stays.
+        """
+        for name, value in self._read_pending().items():  # never keep a state that is already lost
+            self._scalar(name, value)
+        for name, weight in agent.state_dict().items():
+            if weight.is_floating_point() and not torch.isfinite(weight).all():
+                raise UserError(
+                    f"the weight {name} became NaN or infinite before agent step {self.agent_step}; the last good "
+                    f"checkpoint is kept in {self.checkpoints}; try a smaller learning rate"
+                )
+        replay.flush()
+        for file in self._csv.values():
+            file.flush()
+        state = {
+            "agent": agent.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in agent.optimizers.items()},
+            "replay": replay.state_dict(),
+            "torch_random": torch.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "random": json.dumps(self._rng.bit_generator.state),
+            "counters": {name: getattr(self, name) for name in _COUNTERS},
+            "running": [dataclasses.asdict(episode) for episode in self._running],
+            "numbers": self._numbers,
+            "csv_bytes": {name: file.size for name, file in self._csv.items()},
+            "wall_seconds": self._wall + time.monotonic() - self._began,
+        }
+        path = self.checkpoints / f"agent-step-{self.agent_step:012d}.pt"
+        write_atomically(path, lambda file: torch.save(state, file))
+        for old in self._checkpoint_files()[2:]:
+            old.unlink()
+        self._checkpointed, self._saved = self.agent_step, time.monotonic()
+        self._status("running")
+
+    def _checkpoint_files(self) -> list[Path]:
+        return sorted(self.checkpoints.glob("agent-step-*.pt"), reverse=True)
+
+    def _restore(self, agent: torch.nn.Module, replay: Replay) -> None:
+        """Takes up the newest good checkpoint, or begins."""
+        state = self._load_checkpoint()
+        num_envs = self.args.num_envs
+        for name, file in self._csv.items():
+            file.truncate(state["csv_bytes"][name] if state else None)
+        if state is None:
+            self._running = [Episode(seed=-1) for _ in range(num_envs)]
+            self._numbers = list(range(num_envs))
+            first = self.workers.reset([episode_seed(self.args.seed, number) for number in self._numbers])
+            for env, (observation, info) in enumerate(first):
+                replay.begin(env, observation, info)
+            return
+        agent.load_state_dict(state["agent"])
+        for name, optimizer in agent.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        replay.load_state_dict(state["replay"])
+        torch.set_rng_state(state["torch_random"])
+        if state["cuda_random"] and self.device.type == "cuda":
+            torch.cuda.set_rng_state_all(state["cuda_random"])
+        self._rng.bit_generator.state = json.loads(state["random"])
+        for name, value in state["counters"].items():
+            setattr(self, name, value)
+        self._running = [Episode(**episode) for episode in state["running"]]
+        self._numbers, self._wall = state["numbers"], state["wall_seconds"]
+        self._checkpointed = self.agent_step
+        if self.env_step >= self.args.total_env_steps:
+            return
+        # The environments return to where they were by taking the same actions again.
+        seeds = [episode_seed(self.args.seed, number) for number in self._numbers]
+        resumed = self.workers.reset(seeds, [replay.episode_actions(env) for env in range(num_envs)])
+        for env, (observation, info) in enumerate(resumed):
+            difference = replay.resume(env, observation, info)
+            if difference > 1:
+                print(
+                    f"warning: {self.args.env_id} took another course from the same seed and actions (frames differ "
+                    f"by {difference:.1f} grey levels): the run goes on, but not exactly as it would have",
+                    file=sys.stderr,
+                )
+        print(f"continuing {self.directory} at env step {self.env_step}", file=sys.stderr)
+
+    def _load_checkpoint(self) -> dict[str, Any] | None:
+        files = self._checkpoint_files()
+        for path in files:
+            try:
+                with zipfile.ZipFile(path) as archive:
+                    if (damaged := archive.testzip()) is not None:
+                        raise zipfile.BadZipFile(f"{damaged} is damaged")
+                return torch.load(path, map_location=self.device, weights_only=True)
+            except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+                print(f"warning: checkpoint {path} cannot be read ({error}); trying the one before", file=sys.stderr)
+        if files:
+            raise UserError(f"no checkpoint in {self.checkpoints} can be read; --fresh starts over")
+        return None
+
+
+_COUNTERS = "agent_step env_step episodes updates _evaluated".split()
+
+
+class _Csv:
+    """A CSV file that can be cut back to an earlier size."""
+
+    def __init__(self, path: Path, columns: list[str]):
+        self._columns = columns
+        self._file = open(path, "a+", newline="")  # noqa: SIM115 (held as long as the run)
+        self._writer = csv.writer(self._file, lineterminator="\n")
+
+    def truncate(self, size: int | None) -> None:
+        """Cuts the file back to `size` bytes; None: to its header."""
+        self._file.flush()
+        self._file.truncate(size or 0)
+        self._file.seek(0, os.SEEK_END)
+        if not size:
+            self.write(self._columns)
+
+    def write(self, row: list[Any]) -> None:
+        """Appends a row; other processes see it at once."""
+        self._writer.writerow(row)
+        self._file.flush()
+
+    @property
+    def size(self) -> int:
+        """Bytes written."""
+        return self._file.tell()
+
+    def flush(self) -> None:
+        """Writes through to the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def _columns(episode: Episode) -> list[Any]:
+    # repr keeps every digit: two runs are equal only if these are
+    return [repr(episode.episode_return), episode.length, episode.success_any, episode.success_last]
+
+
+def write_atomically(path: Path, content: bytes | Callable[[Any], None]) -> None:
+    """Writes a file so that a reader, or a crash, sees the old content or the new one and nothing between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "wb") as file:
+        content(file) if callable(content) else file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Commit, versions and hardware, as JSON-able values."""
+    here = Path(__file__).parent
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    packages = "semore-bench gymnasium mujoco dm_control metaworld shimmy torch numpy opencv-python-headless".split()
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "commit": git.stdout.strip() or "unknown",
+        "versions": versions,
+        "hardware": {
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            "memory_gigabytes": round(psutil.virtual_memory().total / 1e9, 1),
+            "system": platform.platform(),
+        },
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown --device {name!r}; type cpu, cuda or cuda:<number>") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"--device {name} is not there ({torch.cuda.device_count()} GPUs found); type --device cpu, or see "
+            "`semore-bench doctor`"
+        )
+    return device
+
+
+def _track(directory: Path, agent: str, args: CommonArgs) -> None:
+    try:
+        import wandb
+    except ImportError:
+        raise UserError('--track needs the wandb package; type: pip install "semore-bench[track]"') from None
+    wandb.init(
+        project="semore-bench",
+        name=f"{agent}__{args.env_id}__{args.seed}",
+        id=re.sub(r"[^\w-]+", "-", str(directory.resolve()))[-64:],
+        resume="allow",
+        dir=directory,
+        config=dataclasses.asdict(args),
+        sync_tensorboard=True,
+    )

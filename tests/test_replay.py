@@ -1,0 +1,287 @@
+"""The replay against a plain list of what happened, on short episodes, several environments, and wrapped rings."""
+
+import json
+
+import numpy as np
+import psutil
+import pytest
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from semore_bench.envs import Step
+from semore_bench.replay import Replay
+from wrappers.backends.annotation import Annotation, SceneObject
+from wrappers.errors import UserError
+
+SIZE, GRID, DIM = 8, 2, 4
+SPACE = spaces.Dict(
+    {"rgb": spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8), "flow": spaces.Box(-8, 8, (SIZE, SIZE, 2), np.float32)}
+)
+
+
+def frame(number: int) -> dict[str, np.ndarray]:
+    """A frame that tells its number, in rgb (two digits to the base 256) and in flow."""
+    rgb = np.zeros((SIZE, SIZE, 3), np.uint8)
+    rgb[..., 0], rgb[..., 1] = number % 256, number // 256
+    return {"rgb": rgb, "flow": np.full((SIZE, SIZE, 2), (number % 100 - 50) * 8 / 127, np.float32)}
+
+
+def number_of(rgb: np.ndarray) -> np.ndarray:
+    return rgb[..., 0, 0, 0].astype(int) + 256 * rgb[..., 0, 0, 1].astype(int)
+
+
+def flow_number_of(flow: np.ndarray) -> np.ndarray:
+    return flow[..., 0, 0, 0].astype(int) - 128
+
+
+def annotation(frame_step: int, text: str = "a cart") -> Annotation:
+    unit = np.eye(DIM, dtype=np.float32)
+    ball = np.full((GRID, GRID), frame_step % 10 / 10, np.float32)
+    return Annotation(
+        caption=text,
+        objects=(SceneObject("ball", 0.5),),
+        caption_embedding=unit[frame_step % DIM],
+        class_names=("ball", f"floor {frame_step % 3}"),
+        class_embeddings=unit[:2],
+        patch_probabilities=np.stack([ball, 1 - ball]),
+        relevance=0.5 * ball,
+        frame_step=frame_step,
+        source="test",
+    )
+
+
+class Player:
+    """Plays episodes of given lengths into a replay and keeps what happened as plain lists."""
+
+    def __init__(self, replay: Replay, lengths: list[int], terminated: list[bool], annotate: bool = False):
+        self.replay, self.lengths, self.terminated, self.annotate = replay, lengths, terminated, annotate
+        self.frames = 0
+        self.transitions: dict[int, tuple] = {}  # first frame -> (episode's frames, index, rewards, terminated)
+        self.episode: list[list[int]] = [[] for _ in range(replay.num_envs)]
+        self.rewards: list[list[float]] = [[] for _ in range(replay.num_envs)]
+        self.played = [0] * replay.num_envs
+        self.frame_step = [-1] * replay.num_envs
+        for env in range(replay.num_envs):
+            replay.begin(env, *self._frame(env))
+
+    def _frame(self, env: int):
+        number, self.frames = self.frames, self.frames + 1
+        self.episode[env].append(number)
+        self.frame_step[env] += 1
+        info = {"frame_step": self.frame_step[env]}
+        if self.annotate:
+            info["annotations"] = (annotation(self.frame_step[env], f"frame {number}"),)
+        return frame(number), info
+
+    def step(self) -> None:
+        steps = []
+        for env in range(self.replay.num_envs):
+            which = self.played[env] % len(self.lengths)
+            before = self.episode[env][-1]
+            reward = before * 0.25
+            self.rewards[env].append(reward)
+            observation, info = self._frame(env)
+            ended = len(self.rewards[env]) == self.lengths[which]
+            stops = ended and self.terminated[which]
+            for index in range(len(self.rewards[env])):
+                self.transitions[self.episode[env][index]] = (
+                    self.episode[env], index, self.rewards[env], stops, ended,
+                )  # fmt: skip
+            following = None
+            if ended:
+                self.episode[env], self.rewards[env] = [], []
+                self.played[env] += 1
+                following = self._frame(env)
+            action = np.full(2, before, np.float32)
+            steps.append(Step(action, reward, stops, ended and not stops, observation, info, following))
+        self.replay.add(steps)
+
+
+def make(tmp_path, **kwargs) -> Replay:
+    defaults = {"capacity": 50, "slack": 5, "frame_stack": 3, "discount": 0.9}
+    return Replay(tmp_path, SPACE, 2, **{**defaults, **kwargs})
+
+
+def check_batch(player: Player, n_step: int, stack: int, batch) -> set[int]:
+    seen = set()
+    for i, first in enumerate(batch.action[:, 0].astype(int)):
+        frames, index, rewards, terminated, ended = player.transitions[first]
+        end = min(index + n_step, len(rewards))
+        assert end - index == n_step or ended, "an unfinished n-step return"
+        want = [frames[max(0, index - back)] for back in reversed(range(stack))]
+        want_next = [frames[max(0, end - back)] for back in reversed(range(stack))]
+        assert number_of(batch.rgb[i]).tolist() == want
+        assert number_of(batch.next_rgb[i]).tolist() == want_next
+        assert flow_number_of(batch.flow[i]).tolist() == [n % 100 - 50 for n in want[1:]]
+        assert flow_number_of(batch.next_flow[i]).tolist() == [n % 100 - 50 for n in want_next[1:]]
+        value = sum(0.9**j * r for j, r in enumerate(rewards[index:end]))
+        assert batch.reward[i] == pytest.approx(value, rel=1e-5)
+        reached_end = ended and end == len(rewards)
+        assert batch.discount[i] == pytest.approx(0 if terminated and reached_end else 0.9 ** (end - index), rel=1e-5)
+        seen.add(first)
+    return seen
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 7), min_size=1, max_size=4),
+    terminated=st.lists(st.booleans(), min_size=4, max_size=4),
+    n_step=st.integers(1, 4),
+    stack=st.integers(1, 4),
+    num_envs=st.integers(1, 3),
+    steps=st.integers(5, 120),
+)
+def test_batches_equal_a_plain_list(tmp_path_factory, lengths, terminated, n_step, stack, num_envs, steps):
+    replay = make(tmp_path_factory.mktemp("replay"), n_step=n_step, frame_stack=stack, num_envs=num_envs)
+    player = Player(replay, lengths, terminated)
+    for _ in range(steps):
+        player.step()
+    check_batch(player, n_step, stack, replay.sample(64))
+
+
+def test_every_transition_of_the_window_is_drawn_and_no_older_one(tmp_path):
+    replay = make(tmp_path, capacity=30)
+    player = Player(replay, [7], [False])
+    for _ in range(200):
+        player.step()
+    seen = set()
+    for _ in range(20):
+        seen |= check_batch(player, 1, 3, replay.sample(64))
+    newest = player.frames - 1
+    window = [n for n in player.transitions if newest - 30 <= n]
+    assert seen == set(window)
+
+
+def test_sampling_is_uniform(tmp_path):
+    replay = make(tmp_path, num_envs=2, capacity=40)
+    player = Player(replay, [5, 3], [False, True])
+    for _ in range(30):
+        player.step()
+    counts = np.bincount(np.concatenate([replay.sample(500).action[:, 0].astype(int) for _ in range(40)]))
+    counts = counts[counts > 0]
+    expected = counts.sum() / len(counts)
+    assert ((counts - expected) ** 2 / expected).sum() < 2 * len(counts), "chi-square far above its mean"
+
+
+def test_latest_stack_repeats_the_first_frame_and_never_crosses_an_episode(tmp_path):
+    replay = make(tmp_path)
+    player = Player(replay, [4], [False])
+    for _ in range(23):
+        frames = player.episode[0]
+        want = [frames[max(0, len(frames) - 1 - back)] for back in (2, 1, 0)]
+        assert number_of(replay.latest()["rgb"][0]).tolist() == want
+        assert flow_number_of(replay.latest()["flow"][0]).tolist() == [n % 100 - 50 for n in want[1:]]
+        player.step()
+
+
+def test_annotations_reach_their_frames_however_late(tmp_path):
+    replay = make(tmp_path, annotate_every=1, grid=GRID, embedding_dim=DIM, capacity=40)
+    player = Player(replay, [6], [False])
+    for _ in range(25):
+        player.step()
+    # frame_step counts every frame, so with one environment it is the frame's number
+    for number in (24, 3, 11, 0):
+        assert replay.attach(0, annotation(number, f"frame {number}"))
+    batch = replay.sample_annotated(100)
+    assert {int(n) for n in number_of(batch.rgb)[:, -1]} == {24, 3, 11, 0}
+    for i, number in enumerate(number_of(batch.rgb)[:, -1]):
+        want = annotation(int(number))
+        assert np.allclose(batch.patch_probabilities[i, :2], want.patch_probabilities, atol=1e-3)
+        assert not batch.patch_probabilities[i, 2:].any()
+        assert batch.class_present[i].tolist() == [True, True] + [False] * 8
+        assert np.allclose(batch.relevance[i], want.relevance, atol=1e-3)
+        assert np.array_equal(batch.caption_embedding[i], want.caption_embedding)
+        assert np.array_equal(batch.class_embeddings[i, :2], want.class_embeddings)
+    same = batch.caption_id[:, None] == batch.caption_id
+    assert np.array_equal(same, number_of(batch.rgb)[:, -1][:, None] == number_of(batch.rgb)[:, -1])
+
+
+def test_annotations_of_forgotten_or_unknown_frames_are_dropped_and_counted(tmp_path):
+    replay = make(tmp_path, annotate_every=1, grid=GRID, embedding_dim=DIM, capacity=10)
+    player = Player(replay, [6], [False])
+    for _ in range(60):
+        player.step()
+    assert not replay.attach(0, annotation(2))
+    assert not replay.attach(0, annotation(10_000))
+    assert replay.annotations_dropped == 2
+    assert replay.sample_annotated(4) is None
+
+
+def test_annotated_samples_stay_inside_the_window_while_the_rings_wrap(tmp_path):
+    replay = make(tmp_path, annotate_every=2, grid=GRID, embedding_dim=DIM, capacity=20, num_envs=2)
+    player = Player(replay, [6, 2], [False, True], annotate=True)  # more annotations than the store was sized for
+    for step in range(150):
+        player.step()
+        if step > 3:
+            batch = replay.sample_annotated(16)
+            numbers = number_of(batch.rgb)[:, -1]
+            assert numbers.min() >= player.frames - 2 * 40
+            rows = [player_caption(replay, int(i)) for i in batch.caption_id]
+            assert rows == [f"caption: frame {n}" for n in numbers]
+
+
+def player_caption(replay: Replay, index: int) -> str:
+    return list(replay._texts)[index]
+
+
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_returning_to_a_checkpoint_gives_the_same_batches(tmp_path, n_step):
+    """The process goes on writing after its checkpoint, dies, and another one takes over the files."""
+    kwargs = {"n_step": n_step, "annotate_every": 2, "grid": GRID, "embedding_dim": DIM, "capacity": 30, "slack": 40}
+    replay = make(tmp_path / "a", **kwargs)
+    player = Player(replay, [6, 4], [False, True], annotate=True)
+    for _ in range(100):
+        player.step()
+    state = json.loads(json.dumps(replay.state_dict()))
+
+    def future(replay):
+        parts = vars(replay.sample(32)), vars(replay.sample_annotated(8)), replay.latest()
+        return [array for part in parts for array in part.values()]
+
+    want = future(replay)
+    for _ in range(35):
+        player.step()
+    replay.flush()
+    del replay
+    again = make(tmp_path / "a", **kwargs)
+    again.load_state_dict(state)
+    for got, expected in zip(future(again), want, strict=True):
+        assert np.array_equal(got, expected)
+
+
+def test_actions_of_the_running_episode(tmp_path):
+    replay = make(tmp_path)
+    player = Player(replay, [9], [False])
+    for _ in range(30):
+        player.step()
+    actions = replay.episode_actions(0)
+    assert actions[:, 0].tolist() == [float(n) for n in player.episode[0][:-1]]
+
+
+def test_bytes_per_transition(tmp_path):
+    space = spaces.Dict(
+        {"rgb": spaces.Box(0, 255, (84, 84, 3), np.uint8), "flow": spaces.Box(-8, 8, (84, 84, 2), np.float32)}
+    )
+    plain = spaces.Dict({"rgb": space["rgb"]})
+    kwargs = {"capacity": 1000, "slack": 0, "annotate_every": 8}
+    with_flow = Replay(tmp_path / "flow", space, 6, **kwargs)
+    without = Replay(tmp_path / "plain", plain, 6, **kwargs)
+    assert with_flow.nbytes / with_flow.slots < 36_000
+    assert without.nbytes / without.slots < 21_800
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(psutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    with pytest.raises(UserError, match="bytes on disk.*1,000 are available.*--replay-capacity"):
+        make(tmp_path)
+
+
+def test_an_empty_replay_says_so(tmp_path):
+    replay = make(tmp_path, n_step=3)
+    with pytest.raises(ValueError, match="no complete transition"):
+        replay.sample(4)
+    player = Player(replay, [9], [False])
+    player.step()  # one step of an n-step return of three
+    with pytest.raises(ValueError, match="no complete transition"):
+        replay.sample(4)

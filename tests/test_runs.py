@@ -1,0 +1,300 @@
+"""Runs that are killed, stopped, damaged, repeated or misused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import torch
+
+from agents import drq_sac, semore_sac
+
+ROOT = Path(__file__).parents[1]
+TOY = {"env_id": "tests.toy_env:Toy-v0", "image_size": 36, "batch_size": 4, "random_steps": 20, "action_repeat": 2}
+TOY |= {"total_env_steps": 500, "eval_every": 200, "eval_episodes": 3, "checkpoint_every": 30, "device": "cpu"}
+CARTPOLE = TOY | {"env_id": "dm_control/cartpole-balance-v0", "action_repeat": 8, "total_env_steps": 1300}
+CARTPOLE |= {"eval_every": 1000, "eval_episodes": 1}
+
+
+def command(agent: str, run_dir: Path, settings: dict) -> list[str]:
+    words = [sys.executable, str(ROOT / "agents" / f"{agent}.py"), "--run-dir", str(run_dir)]
+    for name, value in settings.items():
+        words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
+    return words
+
+
+def start(*args, **kwargs) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    log = subprocess.PIPE if kwargs.get("listen") else subprocess.DEVNULL
+    return subprocess.Popen(command(*args), env=environment, stdout=log, stderr=log, text=True)
+
+
+def finish(*args) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command(*args), env=environment, capture_output=True, text=True, check=False, timeout=300)
+
+
+def call(module, run_dir: Path, **settings) -> None:
+    module.main(module.Args(run_dir=str(run_dir), **{**TOY, **settings}))
+
+
+def agent_step(run_dir: Path) -> int:
+    names = [path.stem for path in (run_dir / "checkpoint").glob("agent-step-*.pt")]
+    return max((int(name.rsplit("-", 1)[1]) for name in names), default=0)
+
+
+def wait_for(process: subprocess.Popen, condition, seconds=120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"ended with {process.returncode} before it could be killed"
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def outcome(run_dir: Path) -> dict:
+    """Everything that must not depend on interruptions: logs, and all that the last checkpoint holds."""
+    newest = max((run_dir / "checkpoint").glob("agent-step-*.pt"))
+    state = torch.load(newest, weights_only=True)
+    del state["wall_seconds"], state["csv_bytes"]["metrics"]
+    return {
+        "train": (run_dir / "train.csv").read_bytes(),
+        "eval": (run_dir / "eval.csv").read_bytes(),
+        "state": state,
+    }
+
+
+def equal(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def assert_same(run_dir: Path, reference: Path) -> None:
+    got, want = outcome(run_dir), outcome(reference)
+    assert got["train"] == want["train"]
+    assert got["eval"] == want["eval"]
+    for name in want["state"]:
+        assert equal(got["state"][name], want["state"][name]), name
+
+
+@pytest.fixture(scope="module")
+def toy_run(tmp_path_factory) -> Path:
+    """An uninterrupted run of the twin on two toy environments."""
+    directory = tmp_path_factory.mktemp("toy") / "run"
+    call(drq_sac, directory, num_envs=2)
+    return directory
+
+
+def test_semore_killed_three_times_gives_what_an_uninterrupted_run_gives(tmp_path):
+    reference = start("semore_sac", tmp_path / "whole", CARTPOLE)
+    killed = tmp_path / "killed"
+    for moment in (25, 70, 130):  # agent steps: in the random phase, while learning, in the second episode
+        process = start("semore_sac", killed, CARTPOLE)
+        wait_for(process, lambda moment=moment: _agent_step_now(killed) >= moment)
+        process.kill()
+        process.wait()
+    assert finish("semore_sac", killed, CARTPOLE).returncode == 0
+    assert reference.wait(300) == 0
+    assert_same(killed, tmp_path / "whole")
+
+
+def _agent_step_now(run_dir: Path) -> int:
+    try:
+        rows = (run_dir / "metrics.csv").read_text().splitlines()[1:]
+    except FileNotFoundError:
+        return 0
+    logged = int(rows[-1].split(",")[1]) if rows else 0
+    return max(logged, agent_step(run_dir))
+
+
+def test_two_environments_killed_in_the_middle_of_their_episodes(tmp_path, toy_run):
+    killed, settings = tmp_path / "killed", TOY | {"num_envs": 2}
+    for moment in (30, 90, 150, 210):
+        process = start("drq_sac", killed, settings)
+        wait_for(process, lambda moment=moment: agent_step(killed) >= moment)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.wait()
+        assert not psutil.wait_procs(children, timeout=20)[1], "workers outlived the learner"
+    assert finish("drq_sac", killed, settings).returncode == 0
+    assert_same(killed, toy_run)
+
+
+def test_interrupt_saves_at_once_and_the_run_goes_on(tmp_path, toy_run):
+    stopped, settings = tmp_path / "stopped", TOY | {"num_envs": 2, "checkpoint_every": 30}
+    process = start(
+        "drq_sac",
+        stopped,
+        settings,
+    )
+    wait_for(process, lambda: agent_step(stopped) >= 60)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert json.loads((stopped / "status.json").read_text())["state"] == "stopped"
+    call(drq_sac, stopped, num_envs=2)
+    assert_same(stopped, toy_run)
+    assert json.loads((stopped / "status.json").read_text())["state"] == "finished"
+
+
+def test_logs_have_the_promised_columns_and_count_simulator_steps(toy_run):
+    train, evaluation = pd.read_csv(toy_run / "train.csv"), pd.read_csv(toy_run / "eval.csv")
+    columns = "env_step agent_step episode episode_return episode_length success_any success_last".split()
+    assert list(train) == columns
+    assert list(evaluation) == [*columns[:3], "eval_episode", *columns[3:]]
+    assert train.env_step.is_monotonic_increasing
+    assert (train.episode_length <= 25).all(), "the time limit is in simulator steps"
+    assert train.episode_length.sum() <= train.env_step.iloc[-1]
+    assert evaluation.groupby("env_step").eval_episode.apply(list).tolist() == [[0, 1, 2]] * 3
+    assert evaluation.env_step.max() >= 500, "the last evaluation is at the end of the budget"
+    assert (train.success_any >= train.success_last).all()
+    config = json.loads((toy_run / "config.json").read_text())
+    assert {"agent", "env_id", "seed", "args", "commit", "versions", "hardware", "guidance"} <= config.keys()
+
+
+def test_a_finished_run_is_left_alone(toy_run, capsys):
+    before = (toy_run / "eval.csv").read_bytes()
+    call(drq_sac, toy_run, num_envs=2)
+    assert "is finished" in capsys.readouterr().out
+    assert (toy_run / "eval.csv").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, toy_run, capsys):
+    run_dir = tmp_path / "run"
+    process = start("drq_sac", run_dir, TOY | {"num_envs": 2})
+    wait_for(process, lambda: agent_step(run_dir) >= 90)
+    process.kill()
+    process.wait()
+    newest = max((run_dir / "checkpoint").glob("*.pt"))
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    newest.write_bytes(content)
+    call(drq_sac, run_dir, num_envs=2)
+    assert "cannot be read" in capsys.readouterr().err
+    assert_same(run_dir, toy_run)
+
+
+def test_when_every_checkpoint_is_damaged_nothing_is_thrown_away(tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    call(drq_sac, run_dir, total_env_steps=120, eval_every=1000)
+    for path in (run_dir / "checkpoint").glob("*.pt"):
+        path.write_bytes(path.read_bytes()[:1000])
+    train = (run_dir / "train.csv").read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        call(drq_sac, run_dir, total_env_steps=120, eval_every=1000)
+    assert stop.value.code == 2
+    assert "no checkpoint" in capsys.readouterr().err
+    assert (run_dir / "train.csv").read_bytes() == train
+
+
+def refused(capsys, module, run_dir, **settings) -> str:
+    with pytest.raises(SystemExit) as stop:
+        call(module, run_dir, **settings)
+    assert stop.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_a_changed_setting_is_refused_and_named(toy_run, capsys):
+    message = refused(capsys, drq_sac, toy_run, num_envs=2, batch_size=5, seed=4)
+    assert "--batch-size was 4 and now is 5" in message
+    assert "--seed was 1 and now is 4" in message
+    assert "--fresh" in message
+    assert "--agent was drq_sac and now is semore_sac" in refused(capsys, semore_sac, toy_run, num_envs=2)
+
+
+def test_fresh_starts_over(tmp_path):
+    run_dir = tmp_path / "run"
+    settings = {"total_env_steps": 60, "eval_every": 1000, "eval_episodes": 1}
+    call(drq_sac, run_dir, **settings)
+    first = outcome(run_dir)
+    call(drq_sac, run_dir, **settings, seed=2, fresh=True)
+    assert not equal(outcome(run_dir)["state"]["agent"], first["state"]["agent"])
+    call(drq_sac, run_dir, **settings, fresh=True)
+    assert_equal = outcome(run_dir)
+    assert equal(assert_equal, first)
+
+
+def test_a_folder_that_is_no_run_is_not_touched(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("precious")
+    assert "no config.json" in refused(capsys, drq_sac, tmp_path, fresh=True)
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_two_processes_in_one_directory(tmp_path, capsys):
+    process = start("drq_sac", tmp_path / "run", TOY)
+    try:
+        wait_for(process, lambda: (tmp_path / "run" / "config.json").exists())
+        assert "another process is training" in refused(capsys, drq_sac, tmp_path / "run")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_nan_from_the_environment_stops_the_run_and_keeps_its_checkpoint(tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    assert "reward" in refused(capsys, drq_sac, run_dir, env_id="tests.toy_env:ToyNaN-v0")
+    status = json.loads((run_dir / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert "finite" in status["error"]
+    assert agent_step(run_dir) > 0
+
+
+def test_a_loss_that_explodes_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    message = refused(capsys, drq_sac, run_dir, learning_rate=1e30, checkpoint_every=10, total_env_steps=2000)
+    assert "nan" in message.lower() or "inf" in message.lower()
+    assert "checkpoint is kept" in message
+    state = torch.load(max((run_dir / "checkpoint").glob("*.pt")), weights_only=True)
+    assert all(torch.isfinite(value).all() for value in state["agent"].values())
+
+
+def test_a_worker_that_dies_is_reported_in_a_line(tmp_path, capsys):
+    message = refused(capsys, drq_sac, tmp_path / "run", env_id="tests.toy_env:ToyCrash-v0")
+    assert "worker process" in message
+    assert "continues the run" in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"env_id": "dm_control/cartpole-swngup-v0"}, ["cartpole-swingup-v0", "semore-bench list"]),
+        ({"env_id": "Meta-World/reech-v3"}, ["Meta-World/reach-v3"]),
+        ({"env_id": "tests.toy_env:ToyDiscrete-v0"}, ["Discrete", "continuous"]),
+        ({"env_id": "tests.toy_env:Blind-v0"}, ["human", "rgb_array"]),
+        ({"device": "cuda:7"}, ["--device cpu", "doctor"]),
+        ({"device": "gpu"}, ["unknown --device"]),
+        ({"total_env_steps": 0}, ["--total-env-steps must be at least 1"]),
+        ({"image_size": 8}, ["--image-size", "64"]),
+        ({"replay_capacity": 10**13, "total_env_steps": 10**13}, ["bytes on disk", "--replay-capacity"]),
+    ],
+)
+def test_mistakes_are_answered_with_one_helpful_line(tmp_path, capsys, settings, words):
+    message = refused(capsys, drq_sac, tmp_path / "run", **settings)
+    for word in words:
+        assert word in message
+
+
+def test_the_command_line_answers_a_misspelt_id_without_a_traceback(tmp_path):
+    result = finish("semore_sac", tmp_path / "run", TOY | {"env_id": "dm_control/cartpole-swngup-v0"})
+    assert result.returncode == 2
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "dm_control/cartpole-swingup-v0" in result.stderr
+
+
+def test_cleanrl_spellings_are_understood():
+    import tyro
+
+    args = tyro.cli(drq_sac.Args, args=["--total-timesteps", "123", "--no-cuda"])
+    args.resolve()
+    assert (args.total_env_steps, args.device) == (123, "cpu")

@@ -1,0 +1,67 @@
+"""A small environment with pixels, early ends and no time limit of its own; `tests.toy_env:Toy-v0`."""
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+
+class Toy(gym.Env):
+    """A square that the action moves; the episode terminates at the border, with the reward being closeness to it."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+
+    def __init__(self, render_mode=None, nan_at: int = -1, crash_at: int = -1, discrete: bool = False):
+        self.render_mode, self.nan_at, self.crash_at = render_mode, nan_at, crash_at
+        self.observation_space = spaces.Box(0, 255, (40, 40, 3), np.uint8)
+        self.action_space = spaces.Discrete(3) if discrete else spaces.Box(-2, 2, (2,), np.float32)
+        self.count = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.position = self.np_random.uniform(-0.2, 0.2, 2)
+        return self._observe(), {}
+
+    def step(self, action):
+        self.count += 1
+        if self.count == self.crash_at:
+            import os
+
+            os._exit(9)
+        self.position = self.position + 0.05 * np.asarray(action) + self.np_random.normal(0, 0.02, 2)
+        terminated = bool(np.abs(self.position).max() > 0.8)
+        reward = float("nan") if self.count == self.nan_at else float(np.abs(self.position).max())
+        return self._observe(), reward, terminated, False, {"success": float(terminated)}
+
+    def _observe(self):
+        image = np.zeros((40, 40, 3), np.uint8)
+        y, x = (20 + 18 * self.position.clip(-1, 1)).astype(int)
+        image[max(0, y - 4) : y + 4, max(0, x - 4) : x + 4] = (255, 128, 0)
+        return image
+
+    def render(self):
+        return self._observe()
+
+
+class Blind(gym.Env):
+    """Neither has nor renders pixels."""
+
+    metadata = {"render_modes": ["human"]}  # noqa: RUF012
+    observation_space = spaces.Box(-1, 1, (3,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(3, np.float32), 0.0, False, False, {}
+
+
+gym.register("Toy-v0", Toy, max_episode_steps=25)
+gym.register("ToyNaN-v0", Toy, max_episode_steps=25, kwargs={"nan_at": 130})
+gym.register("ToyCrash-v0", Toy, max_episode_steps=25, kwargs={"crash_at": 130})
+gym.register("ToyDiscrete-v0", Toy, max_episode_steps=25, kwargs={"discrete": True})
+gym.register("Blind-v0", Blind, max_episode_steps=25)
