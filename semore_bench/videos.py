@@ -25,7 +25,7 @@ def compose_frame(
     rgb: np.ndarray,
     flow: np.ndarray | None = None,
     relevance: np.ndarray | None = None,
-    caption: str = "",
+    caption: str | None = None,
     flow_bound: float = 8.0,
     size: int = 256,
     footer: str = "",
@@ -39,7 +39,7 @@ def compose_frame(
         rgb: uint8 (H, W, 3).
         flow: float32 (H, W, 2), pixels per agent step; drawn as hue for direction, saturation for speed.
         relevance: float32 (G, G) in 0–1; drawn over the grey frame, dark violet for 0 to yellow for 1.
-        caption: any text.
+        caption: any text; None leaves no room for captions.
         flow_bound: pixels per agent step that are drawn fully saturated.
         size: height of a panel in pixels.
         footer: any text, in one line.
@@ -58,7 +58,7 @@ def compose_frame(
         panels["relevance"] = _heat_map(scaled_rgb, relevance)
 
     rows, columns = (len(panels), 1) if vertical else (1, len(panels))
-    lines = 4 if vertical else 2
+    lines = 0 if caption is None else 4 if vertical else 2
     panels_height = rows * (TITLE_HEIGHT + height + GAP)
     total_width = columns * (width + GAP) + GAP
     total_height = panels_height + (lines + 1) * LINE_HEIGHT + MARGIN
@@ -74,7 +74,7 @@ def compose_frame(
 
     text_width = total_width - 2 * MARGIN
     y = panels_height + LINE_HEIGHT // 2
-    for line in wrap(caption, _font(CAPTION_SIZE), text_width, lines):
+    for line in wrap(caption or "", _font(CAPTION_SIZE), text_width, lines):
         draw.text((MARGIN, y), line, TEXT, _font(CAPTION_SIZE), anchor="lm")
         y += LINE_HEIGHT
     y = panels_height + lines * LINE_HEIGHT + LINE_HEIGHT // 2

@@ -95,7 +95,7 @@ def moments(env: gym.Env, env_id: str, seed: int, vertical: bool = False) -> Ite
                 observation["rgb"],
                 observation.get("flow"),
                 observation.get("relevance"),
-                info.get("caption", ""),
+                info.get("caption"),
                 flow_bound=flow_bound / 2,  # most motion is far from the bound; drawn so, it is seen better
                 size=192 if vertical else 256,
                 footer=footer if vertical else f"{env_id} · {footer}",

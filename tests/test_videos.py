@@ -52,6 +52,11 @@ def test_relevance_is_drawn_over_the_frame():
     assert picture[40, 80].min() > picture[40, 10].min() + 80
 
 
+def test_without_captions_no_room_is_left_for_them():
+    rgb = solid((0, 0, 0))
+    assert len(compose_frame(rgb, size=SIZE)) < len(compose_frame(rgb, caption="", size=SIZE))
+
+
 def test_the_frame_is_not_smoothed():
     frame = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
     picture = panel(compose_frame(frame, size=SIZE), 0)
@@ -79,7 +84,7 @@ def test_inputs_are_left_as_they_were():
 @given(caption=st.text(max_size=400), footer=st.text(max_size=400), vertical=st.booleans())
 def test_no_text_changes_the_layout(caption, footer, vertical):
     rgb = solid((10, 200, 30))
-    plain = compose_frame(rgb, size=SIZE, vertical=vertical)
+    plain = compose_frame(rgb, caption="", size=SIZE, vertical=vertical)
     picture = compose_frame(rgb, caption=caption, footer=footer, size=SIZE, vertical=vertical)
     assert picture.shape == plain.shape
     below = TITLE_HEIGHT + SIZE + GAP
