@@ -5,7 +5,6 @@ import importlib
 import sys
 
 from semore_bench import __version__
-from wrappers.errors import UserError
 
 # name: (function that tyro makes a command line of, what `semore-bench --help` says about it)
 COMMANDS = {
@@ -18,18 +17,14 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> None:
     """Run `semore-bench` and exit: 0 on success, 1 on failure, 2 on a user's mistake, 130 on Ctrl-C."""
-    arguments = sys.argv[1:] if argv is None else argv
     try:
-        sys.exit(run(arguments))
-    except UserError as error:
-        print(f"semore-bench: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(run(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         sys.exit(130)
 
 
 def run(arguments: list[str]) -> int | None:
-    """Run one subcommand and return its exit code, None for 0; raises `UserError` for an unknown one."""
+    """Run one subcommand and return its exit code, None for 0."""
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
         print(usage())
@@ -40,13 +35,24 @@ def run(arguments: list[str]) -> int | None:
     if name not in COMMANDS:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(COMMANDS)}."
-        raise UserError(f"unknown command {name!r}: {hint} See `semore-bench --help`")
+        return complain(f"unknown command {name!r}: {hint} See `semore-bench --help`")
 
-    import tyro  # here, because it costs more than everything else that `--help` needs
+    import tyro  # here, because these two cost more than everything else that `--help` needs
+
+    from wrappers.errors import UserError
 
     module, function = COMMANDS[name][0].split(":")
-    command = getattr(importlib.import_module(module), function)
-    return tyro.cli(command, prog=f"semore-bench {name}", args=rest)
+    try:
+        command = getattr(importlib.import_module(module), function)
+        return tyro.cli(command, prog=f"semore-bench {name}", args=rest)
+    except UserError as error:
+        return complain(str(error))
+
+
+def complain(message: str) -> int:
+    """Say in one line what the user can repair, and return the exit code for it."""
+    print(f"semore-bench: {message}", file=sys.stderr)
+    return 2
 
 
 def usage() -> str:

@@ -31,7 +31,7 @@ def compose_frame(
     footer: str = "",
     vertical: bool = False,
 ) -> np.ndarray:
-    """Draws one observation: panels, below them the caption (two lines, four if vertical) and a footer.
+    """Draws one observation: panels, below them the caption (two lines, six if vertical) and a footer.
 
     The size of the result depends on the panels, never on the texts: what does not fit ends in an ellipsis.
 
@@ -58,7 +58,7 @@ def compose_frame(
         panels["relevance"] = _heat_map(scaled_rgb, relevance)
 
     rows, columns = (len(panels), 1) if vertical else (1, len(panels))
-    lines = 0 if caption is None else 4 if vertical else 2
+    lines = 0 if caption is None else 6 if vertical else 2
     panels_height = rows * (TITLE_HEIGHT + height + GAP)
     total_width = columns * (width + GAP) + GAP
     total_height = panels_height + (lines + 1) * LINE_HEIGHT + MARGIN
