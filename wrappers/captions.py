@@ -25,8 +25,8 @@ class CaptionObservation(gym.Wrapper, RecordConstructorArgs):
     Info:
 
     - `frame_step`: agent steps since the first frame of the episode, which is 0.
-    - `annotations`: tuple of the annotations finished at this step; each one is about the frame
-      `info["frame_step"] - annotation.frame_step` steps ago.
+    - `annotations`: tuple of the annotations finished at this step.
+    - `annotation_ages`: for each of them, how many frames ago this wrapper gave out the frame that it is about.
     - `caption`: the newest caption of the episode.
 
     Args:
@@ -41,12 +41,15 @@ class CaptionObservation(gym.Wrapper, RecordConstructorArgs):
 
     Example:
         >>> import gymnasium as gym
-        >>> from wrappers import CaptionObservation, PixelObservation
-        >>> env = PixelObservation(gym.make("InvertedPendulum-v5", render_mode="rgb_array"), size=64)
+        >>> from wrappers.captions import CaptionObservation
+        >>> from wrappers.pixels import PixelObservation
+        >>> env = PixelObservation(gym.make("shimmy:dm_control/cartpole-balance-v0"), size=64)
         >>> env = CaptionObservation(env, annotator="simulator", every=4)
         >>> observation, info = env.reset(seed=0)
         >>> info["caption"]
         'the cart is in the centre; the pole points straight up; the cart is still; the pole is not turning'
+        >>> [(thing.name, thing.relevance) for thing in info["annotations"][0].objects]
+        [('pole', 1.0), ('cart', 0.8)]
         >>> observation["relevance"].shape, observation["caption_age"]
         ((8, 8), array([0], dtype=int32))
     """
@@ -113,7 +116,12 @@ class CaptionObservation(gym.Wrapper, RecordConstructorArgs):
         caption = added.pop("caption")
         if self.text:
             added["caption"] = caption
-        notes = {"frame_step": self._frame_step, "annotations": tuple(finished), "caption": caption}
+        notes = {
+            "frame_step": self._frame_step,
+            "annotations": tuple(finished),
+            "annotation_ages": tuple(self._frame_step - annotation.frame_step for annotation in finished),
+            "caption": caption,
+        }
         return {**observation, **added}, {**info, **notes}
 
     def _describe(self, newest: Annotation | None) -> dict[str, Any]:

@@ -106,7 +106,10 @@ class Annotator(Protocol):
     grid: int
 
     def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation]:
-        """Annotate uint8 (H, W, 3) frames; `frame_steps` become the annotations' `frame_step`."""
+        """Annotate uint8 (H, W, 3) frames, in order; one of which nothing can be said is left out.
+
+        `frame_steps` become the annotations' `frame_step`.
+        """
 
 
 @runtime_checkable

@@ -206,11 +206,11 @@ DOMAINS: dict[str, tuple[Domain, ...]] = {
         Domain(
             (
                 Part("torso", ("torso/torso", "torso/*"), 1.0, forward=0),
-                Part("front leg", ("ffoot/*", "fshin/*", "fthigh/*"), 0.8),
-                Part("back leg", ("bfoot/*", "bshin/*", "bthigh/*"), 0.8),
+                Part("front leg", ("fshin/*", "ffoot/*", "fthigh/*"), 0.8),
+                Part("back leg", ("bshin/*", "bfoot/*", "bthigh/*"), 0.8),
             ),
-            "the cheetah points {torso.points}; its front foot is {front leg[torso]} its body, "
-            "its back foot is {back leg[torso]} it",
+            "the cheetah points {torso.points}; its front shin points {front leg.points}, "
+            "its back shin {back leg.points}",
             "it is {torso.moves} and {torso.turns}",
         ),
     ),
@@ -345,39 +345,46 @@ DOMAINS["humanoid"] = DOMAINS["humanoid_CMU"] = (
 
 # ---- Meta-World, one robot with many things ----
 
+_FURNITURE = ("tablelink", "RetainingWall", "base", "mocap")
+_THINGS = {
+    "boxbody": "box",
+    "boxbodytop": "lid",
+    "bsktball": "basketball",
+    "cmbutton": "coffee machine",
+    "goal whole": "soccer goal",
+    "hammerbody": "hammer",
+    "puck channel": "puck",
+    "windowb": "window",
+}
+
 
 def _meta_world(model: mujoco.MjModel) -> Iterable[Domain]:
-    """The domain of a Meta-World model, if it is one: the things are what stands on the table."""
-    names = [model.body(body).name for body in range(model.nbody)]
-    if not {"mocap", "rightclaw", "leftclaw", "tablelink"} <= set(names):
+    """The domains of a Meta-World model, if it is one: with a goal and without. Things are what the table bears."""
+    names = [_body_name(model, body) for body in range(model.nbody)]
+    if not {"rightclaw", "leftclaw", "tablelink", "mocap"} <= set(names):
         return
-    furniture = ("tablelink", "RetainingWall", "base", "mocap")
-    groups = [
-        [body for body in range(root, model.nbody) if model.body_rootid[body] == root]
-        for root in range(1, model.nbody)
-        if model.body_parentid[root] == 0 and names[root] not in furniture
-    ]
-    groups.sort(key=lambda bodies: not _movable(model, bodies))  # stable: what moves comes first
+    groups = []
+    for root in range(1, model.nbody):
+        if model.body_parentid[root] == 0 and names[root] not in _FURNITURE:
+            bodies = [body for body in range(root, model.nbody) if model.body_rootid[body] == root]
+            groups.append(sorted(bodies, key=lambda body: not model.body_dofnum[body]))  # what moves comes first
+    groups.sort(key=lambda bodies: not model.body_dofnum[bodies[0]])
     things: dict[str, Part] = {}
     for bodies in groups:
-        name = _plain_name(names[next(iter(_movable(model, bodies)), bodies[0])]) or "object"
-        patterns = tuple(f"{glob.escape(names[body])}/*" for body in bodies)
-        things.setdefault(name, Part(name, patterns, 0.5 if things else 1.0))
-    robot = (
-        Part("gripper", ("hand/endEffector", "hand/*", "*claw/*", "*pad/*"), 0.8),
-        Part("arm", ("right_*/*", "head/*", "screen/*", "torso/*", "pedestal*/*", "controller_box/*"), 0.2),
-    )
-    goal = Part("goal", ("world/goal*",), 1.0)
-    parts = (*list(things.values())[:2], goal, *robot)
-    first = next(iter(things), "goal")
+        name = _plain_name(names[bodies[0]]) or _plain_name(names[min(bodies)]) or "object"
+        name = _THINGS.get(name, name)
+        if name not in BACKGROUND:
+            patterns = tuple(f"{glob.escape(names[body])}/*" for body in bodies)
+            things.setdefault(name, Part(name, patterns, 0.5 if things else 1.0))
+    goal = Part("goal", ("*/goal", "*/*_goal"), 1.0)
+    gripper = Part("gripper", ("hand/endEffector", "hand/*", "*claw/*", "*pad/*"), 0.8)
+    arm = Part("arm", ("right_*/*", "head/*", "screen/*", "torso/*", "pedestal*/*", "controller_box/*"), 0.2)
+    parts = (goal, *list(things.values())[:2], gripper, arm)
+    first = next(iter(things))
     look = f"the gripper is {{gripper.where}}, {{gripper[{first}]}} the {first}"
     motion = f"the gripper is {{gripper.moves}}; the {first} is {{{first}.moves}}"
     yield Domain(parts, look + " and {gripper[goal]} the goal; the goal is {goal.where}", motion)
     yield Domain(parts, look + f"; the {first} is {{{first}.where}}", motion)
-
-
-def _movable(model: mujoco.MjModel, bodies: Iterable[int]) -> list[int]:
-    return [body for body in bodies if model.body_dofnum[body]]
 
 
 # ---- every other model ----
@@ -423,8 +430,11 @@ def _generic(model: mujoco.MjModel, shapes: dict[ShapeKey, _Shape]) -> Domain:
         )
         for name, members in bodies.items()
     )
+    look = [f"the {name} is {{{name}.where}}" for name in names[:3]]
+    if len(names) > 1 and _GOAL.search(goal := names[0]):
+        look[1:] = [f"the {name} is {{{name}[{goal}]}} the {goal}" for name in names[1:3]]
     return Domain(
         parts,
-        "; ".join(f"the {name} is {{{name}.where}}" for name in names[:3]) or "nothing moves here",
+        "; ".join(look) or "nothing moves here",
         "; ".join(f"the {name} is {{{name}.moves}}" for name in names[:2]),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import gymnasium as gym
 import mujoco
@@ -16,9 +15,10 @@ from wrappers.backends.annotation import (
     Motion,
     SceneObject,
     TextEncoder,
+    clean_text,
     relevance_map,
 )
-from wrappers.backends.mujoco import Geometry, Simulation, find_simulation
+from wrappers.backends.mujoco import Geometry, Renderer, Simulation, find_simulation
 from wrappers.backends.scenes import Scene, find_scene
 from wrappers.errors import UserError
 
@@ -64,6 +64,7 @@ _FINE_COLUMNS = ("at the far left", "left of the centre", "in the centre", "righ
 
 _MOVES = (("moving right", "moving left"), ("moving down", "moving up"), ("moving away", "moving closer"))
 
+_MAX_LENGTH = 200  # characters
 _STILL = 0.05  # image widths per second: slower is still
 _TURNING = 0.5  # radians per second: slower is not turning
 _TOGETHER = 0.06  # image widths: parts that are closer are at the same place
@@ -191,8 +192,7 @@ class View:
     def __init__(self, simulation: Simulation, scene: Scene, geometry: Geometry):
         self.model, self.data = simulation.model, simulation.data
         self.scene, self.camera = scene, geometry.camera
-        names = scene.class_names
-        other, sky = names.index("background"), names.index("sky")
+        other, sky = (scene.class_names.index(name, len(scene.parts)) for name in ("background", "sky"))
         class_of = np.full(max(geometry.shapes, default=-1) + 2, sky)  # the last entry is that of label -1, the sky
         for label, shape in geometry.shapes.items():
             class_of[label] = scene.shape_class.get(shape.key[:2], other)
@@ -262,7 +262,7 @@ class SimulatorAnnotator:
         >>> observation, info = env.reset(seed=0)
         >>> [annotation] = annotator.annotate([observation["rgb"]], [0])
         >>> annotation.class_names
-        ('pole', 'cart', 'floor', 'sky', 'wall', 'background')
+        ('cart', 'pole', 'floor', 'sky', 'wall', 'background')
     """
 
     source = "simulator"
@@ -272,49 +272,45 @@ class SimulatorAnnotator:
         self._encoder = text_encoder or HashingTextEncoder()
         self.embedding_dim = self._encoder.dim
         self._embeddings: dict[str, np.ndarray] = {}
-        self._env: gym.Env | None = None
-        self._model: Any = None
+        self._model: mujoco.MjModel | None = None
 
     def attach(self, env: gym.Env) -> None:
-        """Says which environment to look at.
+        """Says which environment to look at, and through whose camera.
 
         Raises:
-            UserError: If it is not simulated by MuJoCo, or `PixelObservation` does not draw it.
+            UserError: If it is not simulated by MuJoCo, or no `PixelObservation` draws the simulation.
         """
-        self._simulation = find_simulation(env)
-        if self._simulation is None:
+        simulation = find_simulation(env)
+        if simulation is None:
             raise UserError(
                 f"{env.unwrapped} is not simulated by MuJoCo, which annotator 'simulator' needs; "
                 "use a VLM annotator instead, or none"
             )
-        if not env.has_wrapper_attr("renderer"):
-            raise UserError("annotator 'simulator' needs the camera of a PixelObservation: wrap the env in it first")
-        self._env, self._model = env, None
+        renderer = env.get_wrapper_attr("renderer") if env.has_wrapper_attr("renderer") else None
+        if not isinstance(renderer, Renderer):
+            raise UserError(
+                "annotator 'simulator' needs the camera of a PixelObservation that draws the simulation itself; "
+                "wrap the env in PixelObservation(env, renderer='auto') first"
+            )
+        self._simulation, self._renderer, self._model = simulation, renderer, None
 
     def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation]:
         """Annotates the one frame that the environment shows now.
 
         Raises:
             ValueError: If there is not exactly one frame: the simulator's past states are gone.
-            UserError: If the observation is not drawn by PixelObservation's own renderer.
         """
         if len(frames) != 1 or len(frame_steps) != 1:
             raise ValueError(f"the simulator can annotate its present frame alone, got {len(frames)} frames")
-        renderer = self._env.get_wrapper_attr("renderer")
-        if renderer is None:
-            raise UserError(
-                "annotator 'simulator' needs PixelObservation's own renderer, and it was told to use the env's; "
-                'choose quality "fast" or "reference"'
-            )
         if self._simulation.model is not self._model:
             self._model = self._simulation.model
             self._scene = find_scene(self._model)
-        view = View(self._simulation, self._scene, renderer.geometry())
+        view = View(self._simulation, self._scene, self._renderer.geometry())
         objects = tuple(
             SceneObject(part.name, part.relevance, view.parts[part.name].motion if self.motion else "unknown")
             for part in self._scene.parts
         )
-        caption = self._scene.domain.caption(view.parts, self.motion)
+        caption = clean_text(self._scene.domain.caption(view.parts, self.motion), _MAX_LENGTH)
         probabilities = view.patch_probabilities(self.grid)
         return [
             Annotation(
