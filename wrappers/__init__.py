@@ -1,1 +1,9 @@
-"""Gymnasium wrappers that add pixels, optical flow and captions to observations."""
+"""Gymnasium wrappers that add pixels, optical flow and captions to the observations of any environment."""
+
+from wrappers.action_repeat import ActionRepeat
+from wrappers.captions import CaptionObservation
+from wrappers.errors import UserError
+from wrappers.flow import OpticalFlowObservation
+from wrappers.pixels import PixelObservation
+
+__all__ = ["ActionRepeat", "CaptionObservation", "OpticalFlowObservation", "PixelObservation", "UserError"]
