@@ -50,8 +50,8 @@ class CommonArgs:
     """folder of this run (default: runs/<env>/<agent>/seed-<seed>)"""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes the GPU if there is one"""
-    cuda: bool | None = None
-    """as CleanRL has it: --cuda asks for the GPU, --no-cuda for the CPU"""
+    cuda: bool = True
+    """as CleanRL has it: --no-cuda stays on the CPU, like --device cpu"""
     compile: bool = False
     """compile the update with torch.compile"""
     capture_video: bool = False
@@ -84,8 +84,8 @@ class CommonArgs:
             self.batch_size = 128 if self.network == "reference" else 64
         if self.batch_size < 2:
             raise UserError(f"--batch-size must be at least 2, got {self.batch_size}")
-        if self.cuda is not None:
-            self.device, self.cuda = ("cuda" if self.cuda else "cpu"), None
+        if not self.cuda:
+            self.device = "cpu"
 
     @property
     def conv_strides(self) -> tuple[int, ...]:

@@ -55,7 +55,11 @@ def make_env(env_id: str, config: EnvConfig = EnvConfig()) -> gym.Env:
     Raises:
         UserError: the id is unknown (with the nearest ones), a package is missing, or there are no pixels.
     """
-    env = _make_base(env_id)
+    with _quietly():
+        return _wrap(_make_base(env_id), env_id, config)
+
+
+def _wrap(env: gym.Env, env_id: str, config: EnvConfig) -> gym.Env:
     if _has_no_time_limit(env):
         env = TimeLimit(env, DEFAULT_TIME_LIMIT)
     box = env.action_space
@@ -75,20 +79,22 @@ def make_env(env_id: str, config: EnvConfig = EnvConfig()) -> gym.Env:
 
 
 def _make_base(env_id: str) -> gym.Env:
-    with _quiet_imports():
-        if env_id.startswith(META_WORLD):
-            return _make_meta_world(env_id.removeprefix(META_WORLD))
-        return _make_registered(env_id)
+    if env_id.startswith(META_WORLD):
+        return _make_meta_world(env_id.removeprefix(META_WORLD))
+    return _make_registered(env_id)
 
 
 @contextlib.contextmanager
-def _quiet_imports() -> Iterator[None]:
+def _quietly() -> Iterator[None]:
     """Without a display and a choice of backend, MuJoCo tries GLFW when imported, and complains; our renderer chooses
     for itself later. Shimmy's spaces make NumPy complain of infinite bounds."""
+    if "torch" in sys.modules and importlib.util.find_spec("triton") is not None:
+        importlib.import_module("triton")  # before dm_control loads Mesa: the other way round it crashes
     backend = "egl" if ctypes.util.find_library("EGL") else "osmesa" if ctypes.util.find_library("OSMesa") else None
     chosen = "MUJOCO_GL" in os.environ or backend is None or sys.platform != "linux" or "DISPLAY" in os.environ
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "overflow encountered in cast", RuntimeWarning)
+        warnings.filterwarnings("ignore", ".*not in the possible render_modes")
         if not chosen:
             os.environ["MUJOCO_GL"] = backend
         try:
@@ -104,7 +110,11 @@ def _make_registered(env_id: str) -> gym.Env:
     if package is not None and importlib.util.find_spec(package) is not None:
         importlib.import_module(package)
     try:
-        return gym.make(env_id, render_mode="rgb_array")
+        env = gym.make(env_id, render_mode="rgb_array")
+        if "rgb_array" not in env.metadata.get("render_modes", ()):
+            env.close()
+            env = gym.make(env_id)  # may still have pixels in its observation
+        return env
     except (gym.error.UnregisteredEnv, gym.error.DependencyNotInstalled, ModuleNotFoundError) as error:
         from semore_bench.listing import nearest_ids
 

@@ -143,8 +143,6 @@ class Replay:
         # A stream of its own: an agent without guidance draws the same transitions as one with it.
         self._annotation_rng = np.random.default_rng([seed, 2])
         self._newest = np.full(num_envs, -1, np.int64)  # frames written per ring, minus one
-        self._frame_step = np.full(num_envs, -1, np.int64)  # the wrapper's number of the newest frame
-        self._first_frame_step = np.zeros(num_envs, np.int64)  # of this process
         self._annotated = 0
         self._texts: dict[str, int] = {}
         self._embeddings = np.zeros((64, embedding_dim), np.float32)
@@ -199,20 +197,16 @@ class Replay:
         arrays["follows"][row] = NEWEST
         arrays["episode_step"][row] = episode_step
         arrays["annotation"][row] = -1
-        self._follow_frame_step(env, info)
-        for annotation in info.get("annotations", ()):
-            self.attach(env, annotation)
+        for annotation, age in zip(info.get("annotations", ()), info.get("annotation_ages", ()), strict=True):
+            self.attach(env, annotation, age)
 
-    def _follow_frame_step(self, env: int, info: dict[str, Any]) -> None:
-        frame_step = int(info.get("frame_step", self._frame_step[env] + 1))
-        if self._frame_step[env] < 0:
-            self._first_frame_step[env] = frame_step
-        self._frame_step[env] = frame_step
+    def attach(self, env: int, annotation: Annotation, age: int) -> bool:
+        """Gives an annotation, however late, to the frame stored `age` frames before the newest one of `env`.
 
-    def attach(self, env: int, annotation: Annotation) -> bool:
-        """Gives an annotation, however late, to the frame it was made of; False if that frame is gone."""
-        age = int(self._frame_step[env]) - annotation.frame_step
-        if age < 0 or age >= self.window or annotation.frame_step < self._first_frame_step[env]:
+        Returns:
+            False if that frame is gone.
+        """
+        if not 0 <= age < min(self.window, self._newest[env] + 1):
             self.annotations_dropped += 1
             return False
         row, arrays = self._row(env, self._newest[env] - age), self._arrays
@@ -383,11 +377,9 @@ class Replay:
         for rng, text in zip((self._rng, self._annotation_rng), state["random"], strict=True):
             rng.bit_generator.state = json.loads(text)
         self._arrays["follows"][self._row(np.arange(self.num_envs), self._newest)] = NEWEST
-        self._frame_step[:] = -1
 
-    def resume(self, env: int, observation: dict[str, np.ndarray], info: dict[str, Any]) -> float:
-        """Joins a replayed episode to its newest stored frame; returns their mean difference in grey levels."""
-        self._follow_frame_step(env, info)
+    def difference(self, env: int, observation: dict[str, np.ndarray]) -> float:
+        """Mean difference, in grey levels, between the newest stored frame of `env` and an observation."""
         stored = self._arrays["rgb"][self._row(env, self._newest[env])]
         return float(np.abs(stored.astype(np.int16) - observation["rgb"]).mean())
 

@@ -126,6 +126,9 @@ class Run:
             raise
         if config is not None:
             write_atomically(self.directory / "config.json", json.dumps(config, indent=2).encode())
+        if "OMP_NUM_THREADS" not in os.environ:
+            # The workers need cores of their own: threads that wait for one another at every layer cannot share theirs.
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - self.args.num_envs))
         torch.manual_seed(self.args.seed)
         self.checkpoints = self.directory / "checkpoint"
         self.checkpoints.mkdir(exist_ok=True)
@@ -533,8 +536,8 @@ class Run:
         # The environments return to where they were by taking the same actions again.
         seeds = [episode_seed(self.args.seed, number) for number in self._numbers]
         resumed = self.workers.reset(seeds, [replay.episode_actions(env) for env in range(num_envs)])
-        for env, (observation, info) in enumerate(resumed):
-            difference = replay.resume(env, observation, info)
+        for env, (observation, _) in enumerate(resumed):
+            difference = replay.difference(env, observation)
             if difference > 1:
                 print(
                     f"warning: {self.args.env_id} took another course from the same seed and actions (frames differ "

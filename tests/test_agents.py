@@ -29,7 +29,7 @@ def make_replay(path, flow=True, annotate=True, steps=60, seed=3) -> Replay:
         note = random_annotation(rng, number)
         if flow:
             observation["flow"] = motion
-        return observation, {"frame_step": number} | ({"annotations": (note,)} if annotate and number % 2 == 0 else {})
+        return observation, {"annotations": (note,), "annotation_ages": (0,)} if annotate and number % 2 == 0 else {}
 
     number = 0
     replay.begin(0, *frame(number))

@@ -69,9 +69,9 @@ class Player:
         number, self.frames = self.frames, self.frames + 1
         self.episode[env].append(number)
         self.frame_step[env] += 1
-        info = {"frame_step": self.frame_step[env]}
+        info = {}
         if self.annotate:
-            info["annotations"] = (annotation(self.frame_step[env], f"frame {number}"),)
+            info |= {"annotations": (annotation(self.frame_step[env], f"frame {number}"),), "annotation_ages": (0,)}
         return frame(number), info
 
     def step(self) -> None:
@@ -180,9 +180,8 @@ def test_annotations_reach_their_frames_however_late(tmp_path):
     player = Player(replay, [6], [False])
     for _ in range(25):
         player.step()
-    # frame_step counts every frame, so with one environment it is the frame's number
-    for number in (24, 3, 11, 0):
-        assert replay.attach(0, annotation(number, f"frame {number}"))
+    for number in (24, 3, 11, 0):  # also of episodes that are over
+        assert replay.attach(0, annotation(number, f"frame {number}"), age=player.frames - 1 - number)
     batch = replay.sample_annotated(100)
     assert {int(n) for n in number_of(batch.rgb)[:, -1]} == {24, 3, 11, 0}
     for i, number in enumerate(number_of(batch.rgb)[:, -1]):
@@ -202,8 +201,8 @@ def test_annotations_of_forgotten_or_unknown_frames_are_dropped_and_counted(tmp_
     player = Player(replay, [6], [False])
     for _ in range(60):
         player.step()
-    assert not replay.attach(0, annotation(2))
-    assert not replay.attach(0, annotation(10_000))
+    assert not replay.attach(0, annotation(2), age=player.frames - 3)
+    assert not replay.attach(0, annotation(2), age=-1)
     assert replay.annotations_dropped == 2
     assert replay.sample_annotated(4) is None
 
