@@ -144,6 +144,7 @@ class HashingTextEncoder:
     def _encode(self, text: str) -> np.ndarray:
         words = re.findall(r"[a-z0-9]+", text.lower())
         pairs = [f"{first} {second}" for first, second in pairwise(words)]
+        # An odd number of signs: they never cancel.
         total = sum(self._signs(feature) for feature in [*words, *pairs] or [""])
         return (total / np.sqrt((total * total).sum())).astype(np.float32)
 
