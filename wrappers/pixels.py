@@ -54,9 +54,7 @@ class PixelObservation(gym.Wrapper, RecordConstructorArgs):
         if renderer not in ("auto", "native"):
             raise UserError(f"unknown renderer {renderer!r}: expected 'auto' or 'native'")
         self._height, self._width = _height_and_width(size)
-        self.observation_space = spaces.Dict(
-            {"rgb": spaces.Box(0, 255, (self._height, self._width, 3), np.uint8)}
-        )
+        self.observation_space = spaces.Dict({"rgb": spaces.Box(0, 255, (self._height, self._width, 3), np.uint8)})
         self.camera = None
         self.renderer: Renderer | None = None
         self._key, self._observed = _find_image(env.observation_space)
@@ -120,7 +118,7 @@ def _is_image(space: spaces.Space) -> bool:
 
 
 def _find_image(space: spaces.Space) -> tuple[str | None, bool]:
-    """Returns the key of the image in a Dict (None if the observation is the image itself), and whether there is one."""
+    """Returns the key of the image in a Dict (None where the observation is the image), and whether there is one."""
     if not isinstance(space, spaces.Dict):
         return None, _is_image(space)
     keys = [key for key, subspace in space.items() if _is_image(subspace)]

@@ -39,9 +39,7 @@ class FarnebackFlow:
     """Polynomial expansion (Farnebäck, SCIA 2003), set up for small pictures."""
 
     def __call__(self, previous_rgb: np.ndarray, current_rgb: np.ndarray) -> np.ndarray:
-        return -cv2.calcOpticalFlowFarneback(
-            _grey(current_rgb), _grey(previous_rgb), None, 0.5, 3, 9, 5, 5, 1.1, 0
-        )
+        return -cv2.calcOpticalFlowFarneback(_grey(current_rgb), _grey(previous_rgb), None, 0.5, 3, 9, 5, 5, 1.1, 0)
 
 
 class SimulatorFlow:
@@ -55,9 +53,7 @@ class SimulatorFlow:
 
     def attach(self, env: gym.Env) -> None:
         """Finds the renderer of the `PixelObservation` below; raises `UserError` where there is no MuJoCo renderer."""
-        self._renderer: Renderer | None = (
-            env.get_wrapper_attr("renderer") if env.has_wrapper_attr("renderer") else None
-        )
+        self._renderer: Renderer | None = env.get_wrapper_attr("renderer") if env.has_wrapper_attr("renderer") else None
         if self._renderer is None:
             raise UserError(
                 "the flow estimator 'simulator' needs a MuJoCo environment in PixelObservation(renderer='auto'): "

@@ -1,24 +1,12 @@
-"""Offscreen rendering of any MuJoCo environment: colour, depth, segmentation and the camera they share.
-
-All OpenGL calls of a process happen on one thread of its own. `dm_control` remembers which context is current on the
-thread that it renders on; a context made current behind its back would make it draw into the wrong buffers.
-"""
+"""Offscreen rendering of any MuJoCo environment: colour, depth, segmentation and the camera they share."""
 
 from __future__ import annotations
 
 import atexit
 import copy
-import importlib
-import importlib.util
-import multiprocessing
-import os
-import queue
-import sys
-import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -27,6 +15,7 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 
+from wrappers.backends import opengl
 from wrappers.errors import UserError
 
 Quality = Literal["fast", "reference"]
@@ -118,96 +107,6 @@ def _free_camera(model: mujoco.MjModel, settings: dict[str, Any]) -> mujoco.MjvC
     return camera
 
 
-class _RenderThread(threading.Thread):
-    """The thread on which all OpenGL calls of this process happen.
-
-    A daemon, unlike the threads of `concurrent.futures`: it must still be there when `atexit` frees what is left.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(name="mujoco-render", daemon=True)
-        self._jobs: queue.SimpleQueue[tuple[Future, Callable[[], Any]]] = queue.SimpleQueue()
-        self.start()
-
-    def submit(self, job: Callable[[], Any]) -> Future:
-        future: Future = Future()
-        self._jobs.put((future, job))
-        return future
-
-    def run(self) -> None:
-        while True:
-            future, job = self._jobs.get()
-            try:
-                future.set_result(job())
-            except BaseException as error:  # the caller waits for the future and gets the exception from it
-                future.set_exception(error)
-            del future, job  # or the caller's arrays would live until the next job
-
-
-_thread: _RenderThread | None = None
-_parent_rendered = False
-
-
-def _on_render_thread(job: Callable[[], Any]) -> Any:
-    """Runs `job` on the render thread and returns its result or raises its exception."""
-    global _thread
-    if _parent_rendered:  # Mesa would wait forever for threads that did not survive the fork
-        raise UserError(
-            "cannot render in a process forked from one that rendered: start workers with the 'spawn' method, "
-            "for example AsyncVectorEnv(..., context='spawn')"
-        )
-    if _thread is None:
-        _preload_triton()
-        _thread = _RenderThread()
-    return _thread.submit(job).result()
-
-
-def _preload_triton() -> None:
-    """Imports Triton, which brings an LLVM of its own, before Mesa's is loaded: the other way round it crashes.
-
-    PyTorch imports Triton only when it first compiles something, long after rendering began.
-    """
-    may_learn = "torch" in sys.modules or multiprocessing.parent_process() is None
-    if not may_learn or "triton" in sys.modules or not importlib.util.find_spec("triton"):
-        return
-    flags = sys.getdlopenflags()
-    sys.setdlopenflags(flags | os.RTLD_DEEPBIND)  # dm_control may have loaded Mesa already
-    try:
-        importlib.import_module("triton")
-    finally:
-        sys.setdlopenflags(flags)
-
-
-def _after_fork() -> None:
-    global _thread, _parent_rendered
-    _parent_rendered = _parent_rendered or _thread is not None
-    _thread = None
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def _create_gl_context(width: int, height: int) -> Any:
-    chosen = os.environ.get("MUJOCO_GL", "").lower()
-    backends = (chosen,) if chosen in ("egl", "osmesa", "glfw") else ("egl", "osmesa", "glfw")
-    failures = []
-    for backend in backends:
-        try:
-            context = importlib.import_module(f"mujoco.{backend}").GLContext(width, height)
-            if context._context is None:  # GLFW only warns when there is no display
-                raise RuntimeError("no context")
-            context.make_current()
-            return context
-        except Exception as error:  # each backend fails in ways of its own; all of them are reported
-            failures.append(f"{backend}: {str(error).strip() or type(error).__name__}")
-    raise UserError(
-        f"cannot render: no OpenGL backend works ({'; '.join(failures)}). On Debian or Ubuntu: "
-        "apt install libegl1 libgl1-mesa-dri libosmesa6; MUJOCO_GL=egl|osmesa|glfw chooses one of them; "
-        "`semore-bench doctor` checks"
-    )
-
-
 @contextmanager
 def _visual_settings(model: mujoco.MjModel, width: int, height: int, quality: Quality) -> Iterator[None]:
     """Sets, while a context is created, what MuJoCo reads then and never again."""
@@ -227,17 +126,17 @@ class _Context:
     """An OpenGL context and what MuJoCo keeps in it."""
 
     def __init__(self, model: mujoco.MjModel, width: int, height: int, quality: Quality) -> None:
-        self.process = os.getpid()  # a forked child does not own the context
         self._rectangle = mujoco.MjrRect(0, 0, width, height)
-        _on_render_thread(lambda: self._create(model, quality))
+        opengl.run(lambda: self._create(model, quality))
         # Exit handlers run in reverse order: registered now, this one precedes the one that shuts EGL down.
         atexit.register(self.free)
 
     def _create(self, model: mujoco.MjModel, quality: Quality) -> None:
         width, height = self._rectangle.width, self._rectangle.height
-        self._gl = _create_gl_context(width, height)
         with _visual_settings(model, width, height, quality):
-            self._mujoco = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+            self._gl, self._mujoco = opengl.create_context(
+                width, height, lambda: mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+            )
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._mujoco)
         self._mujoco.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR  # keeps the precision of distant points
         self._height_fields = model.hfield_data.copy()
@@ -246,7 +145,7 @@ class _Context:
         self, model: mujoco.MjModel, scene: mujoco.MjvScene, rgb: np.ndarray, depth: np.ndarray | None = None
     ) -> None:
         """Draws `scene` and fills `rgb` and `depth`, whose first row is the bottom of the image."""
-        _on_render_thread(lambda: self._draw(model, scene, rgb, depth))
+        opengl.run(lambda: self._draw(model, scene, rgb, depth))
 
     def _draw(self, model: mujoco.MjModel, scene: mujoco.MjvScene, rgb: np.ndarray, depth: np.ndarray | None) -> None:
         self._gl.make_current()
@@ -258,13 +157,8 @@ class _Context:
         mujoco.mjr_readPixels(rgb, depth, self._rectangle, self._mujoco)
 
     def free(self) -> None:
-        """Frees the context, once."""
         atexit.unregister(self.free)
-        if os.getpid() != self.process:
-            return
-        freed = _thread.submit(self._free)
-        if threading.current_thread() is not _thread:  # garbage collection may call from there
-            freed.result()
+        opengl.clean_up(self._free)
 
     def _free(self) -> None:
         # MuJoCo deletes its OpenGL objects by number in whichever context is current: it must be their own.
