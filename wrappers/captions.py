@@ -41,8 +41,7 @@ class CaptionObservation(gym.Wrapper, RecordConstructorArgs):
 
     Example:
         >>> import gymnasium as gym
-        >>> from wrappers.captions import CaptionObservation
-        >>> from wrappers.pixels import PixelObservation
+        >>> from wrappers import CaptionObservation, PixelObservation
         >>> env = PixelObservation(gym.make("shimmy:dm_control/cartpole-balance-v0"), size=64)
         >>> env = CaptionObservation(env, annotator="simulator", every=4)
         >>> observation, info = env.reset(seed=0)

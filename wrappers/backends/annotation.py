@@ -86,7 +86,7 @@ class Annotation:
             if array.shape != shape or array.dtype != np.float32:
                 raise ValueError(f"{name} must be float32 {shape}, got {array.dtype} {array.shape}")
         if self.caption != clean_text(self.caption):
-            raise ValueError(f"caption must be at most 256 printable ASCII characters: {self.caption!r}")
+            raise ValueError(f"caption must be as clean_text returns it, got {self.caption!r}")
         if len(self.objects) > MAX_OBJECTS or not 1 <= classes <= MAX_CLASSES:
             raise ValueError(f"at most 5 objects and 1-10 classes, got {len(self.objects)} and {classes}")
         if self.class_names[: len(self.objects)] != tuple(thing.name for thing in self.objects):
