@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from semore_bench.args import CommonArgs
 from semore_bench.envs import EnvConfig
-from semore_bench.replay import AnnotatedBatch, Batch, Replay
+from semore_bench.replay import Batch, Replay
 from semore_bench.runs import Run, one_line_errors
 from wrappers.errors import UserError
 
@@ -276,7 +276,7 @@ class Agent(nn.Module):
 
     def paths(self, rgb: Tensor, flow: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """uint8 rgb (B, 3k, H, W) and flow (B, 2(k-1), H, W) -> maps of both paths, (B, 32, h, w) each."""
-        rgb = rgb / 255 - 0.5
+        rgb = rgb.float().div_(255).sub_(0.5)
         semantics = self.encoder(rgb)
         if not self.args.motion:
             return semantics, None
@@ -334,39 +334,32 @@ class Agent(nn.Module):
         tensors = (self.tensor(array) for array in (batch.action, batch.reward, batch.discount))
         return rgb, next_rgb, flow, next_flow, *tensors
 
-    def taught(self, replay: Replay, batch: Batch) -> tuple[Tensor | None, ...]:
-        """Frames for the guidance losses, not shifted, and what is known of them; without annotations the batch's."""
+    def taught(self, replay: Replay, batch: Batch) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """Frames for the guidance losses, not shifted, and what is known of them: nothing, for want of annotations,
+        of the first frames of `batch`."""
         count = max(2, round(self.args.guidance_batch * self.args.batch_size))
-        notes: Batch | AnnotatedBatch = replay.sample_annotated(count) or batch
-        rgb = stack_channels(self.tensor(notes.rgb[:count]))
-        flow = stack_channels(self.tensor(notes.flow[:count])) if self.args.motion else None
-        if notes is batch:
-            return rgb, flow, *[None] * 6
-        names = "patch_probabilities relevance class_embeddings class_present caption_embedding caption_id"
-        return rgb, flow, *(self.tensor(getattr(notes, name)) for name in names.split())
+        annotated = replay.sample_annotated(count)
+        frames = annotated or batch
+        rgb = stack_channels(self.tensor(frames.rgb[:count]))
+        flow = stack_channels(self.tensor(frames.flow[:count])) if self.args.motion else None
+        names = "patch_probabilities relevance class_embeddings class_present caption_embedding caption_id".split()
+        return rgb, flow, {name: self.tensor(getattr(annotated, name)) for name in names} if annotated else {}
 
     def guidance_loss(
-        self,
-        rgb: Tensor,
-        flow: Tensor | None,
-        probabilities: Tensor | None,
-        relevance: Tensor | None,
-        classes: Tensor | None,
-        present: Tensor | None,
-        captions: Tensor | None,
-        caption_id: Tensor | None,
+        self, rgb: Tensor, flow: Tensor | None, known: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         args, heads = self.args, self.guidance
         semantics, motion = self.paths(rgb, flow)
-        loss, metrics = rgb.new_zeros((), dtype=torch.float32), {}
-        if args.semantic and probabilities is not None:
-            maps = map_loss(heads.classes(heads.on_grid(semantics)), classes, present, probabilities)
-            words = caption_loss(heads.caption(semantics.mean((2, 3))), captions, caption_id)
+        loss, metrics = torch.zeros((), device=rgb.device), {}
+        if args.semantic and known:
+            features = heads.classes(heads.on_grid(semantics))
+            maps = map_loss(features, known["class_embeddings"], known["class_present"], known["patch_probabilities"])
+            words = caption_loss(heads.caption(semantics.mean((2, 3))), known["caption_embedding"], known["caption_id"])
             loss = loss + args.semantic_coef * (maps + args.caption_coef * words)
             metrics = {"map_loss": maps.detach(), "caption_loss": words.detach()}
         if args.motion:
             target = F.adaptive_avg_pool2d((flow[:, -2:].float() - 128) / 127, heads.grid)
-            relevance = target.new_zeros(target[:, 0].shape) if relevance is None else relevance
+            relevance = known.get("relevance", torch.zeros_like(target[:, 0]))
             moves = motion_loss(heads.flow(heads.on_grid(motion)), target, relevance)
             loss = loss + args.motion_coef * moves
             metrics["motion_loss"] = moves.detach()

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from semore_bench.envs import EnvConfig, Step, Workers
-from semore_bench.videos import VideoWriter, compose_frame
 from wrappers.flow import encode_flow
 
 FIRST_SEED = 10_000
@@ -135,6 +134,8 @@ def film(
 
     The annotator, if `config` names one, works for the film alone: the policy sees frames and flow, as in `evaluate`.
     """
+    from semore_bench.videos import VideoWriter, compose_frame  # brings Matplotlib: for films alone
+
     if config.flow is None:
         config = replace(config, flow="dis")  # to be looked at; the policy's stack leaves it out
         shown = {"rgb"}
