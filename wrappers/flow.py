@@ -30,7 +30,7 @@ class OpticalFlowObservation(gym.Wrapper, RecordConstructorArgs):
     """
 
     def __init__(self, env: gym.Env, estimator: str | FlowEstimator = "dis", bound: float | None = None) -> None:
-        RecordConstructorArgs.__init__(self, estimator=estimator, bound=bound)
+        RecordConstructorArgs.__init__(self, _disable_deepcopy=True, estimator=estimator, bound=bound)
         super().__init__(env)
         space = env.observation_space
         if not isinstance(space, spaces.Dict) or "rgb" not in space.spaces:

@@ -75,20 +75,21 @@ def find_simulation(env: gym.Env) -> Simulation | None:
 def default_camera(env: gym.Env) -> Camera:
     """The camera of a MuJoCo `env` that published results from pixels use, or else the one its authors chose.
 
-    The camera that the env was made with; else for dm_control number 0 (quadruped: 2), for Meta-World
-    `METAWORLD_CAMERA`, for Gymnasium the model's `track`, which keeps the agent in view, or the env's free camera.
+    Meta-World: `METAWORLD_CAMERA`, unless the env was made with another camera than `corner2`. Gymnasium: the camera
+    that the env was made with, else the model's `track`, which keeps the agent in view, else the env's free camera.
+    dm_control: number 0 (quadruped: 2).
     """
     base = env.unwrapped
     model = find_simulation(env).model
-    gymnasium_renderer = getattr(base, "mujoco_renderer", None)
-    if gymnasium_renderer is not None and gymnasium_renderer.camera_id != -1:
-        return gymnasium_renderer.camera_id
-    if type(base).__module__.startswith("metaworld."):
+    chosen = base.mujoco_renderer.camera_id if hasattr(base, "mujoco_renderer") else -1
+    if type(base).__module__.startswith("metaworld.") and chosen in (-1, model.camera(METAWORLD_CAMERA.camera).id):
         return METAWORLD_CAMERA
+    if chosen != -1:
+        return chosen
     if mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, "track") != -1:
         return "track"
-    if gymnasium_renderer is not None:
-        return _free_camera(model, gymnasium_renderer.default_cam_config or {})
+    if hasattr(base, "mujoco_renderer"):
+        return _free_camera(model, base.mujoco_renderer.default_cam_config or {})
     if type(getattr(base, "task", None)).__module__ == "dm_control.suite.quadruped":
         return 2
     return 0 if model.ncam else None
