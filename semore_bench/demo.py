@@ -42,7 +42,8 @@ def main() -> int:
     minutes = (time.monotonic() - began) / 60
 
     returns = pd.read_csv(ROOT / RUN / "eval.csv").groupby("env_step").episode_return.mean()
-    curve = plot_runs([ROOT / RUN], ROOT / RUN / "learning_curve.png")
+    curve = ROOT / RUN / "learning_curve.png"
+    plot_runs([ROOT / RUN], curve)
     video = max((ROOT / RUN / "videos").glob("*.mp4"))
     random = _random_return()
     print(f"\ntrained for {minutes:.1f} minutes on {ENV_ID}; mean return of {EPISODES} evaluation episodes:")

@@ -1,5 +1,8 @@
 """A small environment with pixels, early ends and no time limit of its own; `tests.toy_env:Toy-v0`."""
 
+import os
+import sys
+
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
@@ -10,8 +13,11 @@ class Toy(gym.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
-    def __init__(self, render_mode=None, nan_at: int = -1, crash_at: int = -1, discrete: bool = False):
+    def __init__(
+        self, render_mode=None, nan_at: int = -1, crash_at: int = -1, discrete: bool = False, still: bool = False
+    ):
         self.render_mode, self.nan_at, self.crash_at = render_mode, nan_at, crash_at
+        self.still = still
         self.observation_space = spaces.Box(0, 255, (40, 40, 3), np.uint8)
         self.action_space = spaces.Discrete(3) if discrete else spaces.Box(-2, 2, (2,), np.float32)
         self.count = 0
@@ -24,13 +30,18 @@ class Toy(gym.Env):
     def step(self, action):
         self.count += 1
         if self.count == self.crash_at:
-            import os
-
             os._exit(9)
-        self.position = self.position + 0.05 * np.asarray(action) + self.np_random.normal(0, 0.02, 2)
+        if not self.still:
+            self._move(action)
         terminated = bool(np.abs(self.position).max() > 0.8)
         reward = float("nan") if self.count == self.nan_at else float(np.abs(self.position).max())
         return self._observe(), reward, terminated, False, {"success": float(terminated)}
+
+    def _move(self, action):
+        self.position = self.position + 0.05 * np.asarray(action) + self.np_random.normal(0, 0.02, 2)
+
+    def loaded_modules(self):
+        return sorted(sys.modules)
 
     def _observe(self):
         image = np.zeros((40, 40, 3), np.uint8)

@@ -1,0 +1,271 @@
+"""Environments made from ids: spaces, seeds, workers, and clients that were not written for them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env, data_equivalence
+
+from semore_bench.envs import EnvConfig, Workers, episode_seed, make_env
+from semore_bench.evaluation import FIRST_SEED, FrameStack, evaluate
+from wrappers.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+SMALL = EnvConfig(image_size=40, action_repeat=2, annotator="simulator", annotate_every=2, text=True)
+TOY = "tests.toy_env:Toy-v0"
+MUJOCO = ["dm_control/cartpole-swingup-v0", "Meta-World/reach-v3", "HalfCheetah-v5"]
+
+
+def make(env_id: str, **changes) -> gym.Env:
+    settings = {**vars(SMALL), **changes}
+    if env_id not in MUJOCO:
+        settings["annotator"] = "none"
+    return make_env(env_id, EnvConfig(**settings))
+
+
+def episode(env: gym.Env, seed: int, steps: int = 12) -> list:
+    rng = np.random.default_rng(0)
+    seen = [env.reset(seed=seed)]
+    for _ in range(steps):
+        seen.append(env.step(rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)))
+        if seen[-1][2] or seen[-1][3]:
+            break
+    return seen
+
+
+@pytest.mark.filterwarnings("ignore:.*np_random:UserWarning")
+@pytest.mark.parametrize("env_id", [*MUJOCO, "CarRacing-v3", TOY])
+def test_check_env_passes(env_id):
+    env = make(env_id)
+    check_env(env, skip_render_check=True)
+    assert env.action_space.low.min() == -1
+    assert env.action_space.high.max() == 1
+    assert {"rgb", "flow"} <= set(env.observation_space.spaces)
+    env.close()
+
+
+@pytest.mark.parametrize("env_id", [*MUJOCO, "CarRacing-v3", TOY])
+def test_the_seed_determines_the_episode(env_id):
+    """Also in an environment that has played another episode before, and with another global random state."""
+    env, other = make(env_id), make(env_id)
+    first = episode(env, 3)
+    episode(other, 8)
+    np.random.seed(99)  # noqa: NPY002
+    again, different = episode(other, 3), episode(other, 4)
+    for a, b in zip(first, again, strict=True):
+        assert data_equivalence(a[:-1], b[:-1])
+        assert a[-1].get("caption") == b[-1].get("caption")
+    assert not data_equivalence(first[0][0]["rgb"], different[0][0]["rgb"])
+    env.close(), other.close()
+
+
+def test_meta_world_goals_come_from_the_seed():
+    env = make("Meta-World/reach-v3", annotator="none", flow=None)
+
+    def goal(seed):
+        env.reset(seed=seed)
+        return env.unwrapped._target_pos.copy()
+
+    goals = {seed: goal(seed) for seed in range(4)}
+    assert all(np.array_equal(goal(seed), goals[seed]) for seed in reversed(range(4)))
+    assert len({tuple(g) for g in goals.values()}) == 4
+    env.reset()  # without a seed the generator goes on, as Gymnasium has it
+    after = env.unwrapped._target_pos.copy()
+    env.reset()
+    assert not np.array_equal(after, env.unwrapped._target_pos)
+    env.close()
+
+
+def test_meta_world_reports_success_and_stops_at_its_time_limit():
+    env = make("Meta-World/reach-v3", annotator="none", flow=None, action_repeat=50)
+    env.reset(seed=0)
+    steps = 0
+    while True:
+        *_, terminated, truncated, info = env.step(np.zeros(4, np.float32))
+        steps += 1
+        assert "success" in info
+        if terminated or truncated:
+            break
+    assert (steps, info["env_step"], terminated) == (10, 500, False)
+    env.close()
+
+
+def test_an_environment_without_a_time_limit_gets_one(monkeypatch):
+    gym.register("ToyForever-v0", "tests.toy_env:Toy", kwargs={"still": True})
+    monkeypatch.setattr("semore_bench.envs.DEFAULT_TIME_LIMIT", 7)
+    env = make("ToyForever-v0", action_repeat=1)
+    env.reset(seed=0)
+    ends = [env.step(np.zeros(2, np.float32))[3] for _ in range(7)]
+    assert ends == [False] * 6 + [True]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "words"),
+    [
+        ("dm_control/cartpole-swngup-v0", "dm_control/cartpole-swingup-v0"),
+        ("HalfCheeta-v5", "HalfCheetah-v5"),
+        ("Meta-World/reach", "Meta-World/reach-v3"),
+        ("no.such.module:Env-v0", "missing"),
+        ("tests.toy_env:Blind-v0", "rgb_array"),
+    ],
+)
+def test_a_wrong_id_is_answered_with_what_may_have_been_meant(env_id, words):
+    with pytest.raises(UserError, match=words) as error:
+        make_env(env_id)
+    assert "\n" not in str(error.value)
+
+
+def test_the_simulator_cannot_annotate_what_it_does_not_simulate():
+    with pytest.raises(UserError, match="MuJoCo"):
+        make_env("CarRacing-v3", SMALL)
+
+
+def test_a_backend_that_does_not_exist(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "nonsense")
+    with pytest.raises(UserError, match="egl"):
+        make_env("dm_control/cartpole-balance-v0")
+
+
+def test_workers_give_what_the_environment_in_this_process_gives():
+    env = make("dm_control/cartpole-swingup-v0")
+    rng = np.random.default_rng(1)
+    with Workers("dm_control/cartpole-swingup-v0", SMALL, num_envs=2) as workers:
+        seeds = [episode_seed(1, 0), episode_seed(1, 1)]
+        first = workers.reset(seeds)
+        observation, _ = env.reset(seed=seeds[1])
+        assert data_equivalence(first[1][0]["rgb"], observation["rgb"])
+        for number in range(5):
+            actions = rng.uniform(-1, 1, (2, 1)).astype(np.float32)
+            workers.send(actions)
+            steps = workers.receive()
+            observation, reward, _, _, info = env.step(actions[1])
+            assert steps[1].reward == reward
+            assert steps[1].info["env_step"] == info["env_step"] == 2 * (number + 1)
+            assert steps[1].info["caption"] == info["caption"]
+            assert steps[1].info.get("annotations", ()) == info["annotations"]
+            for key in ("rgb", "flow", "relevance"):
+                assert np.array_equal(steps[1].observation[key], observation[key]), key
+    env.close()
+
+
+def test_workers_hand_over_the_last_frame_and_the_next_episode():
+    config = EnvConfig(image_size=40, action_repeat=1, flow=None)
+    env = make(TOY, action_repeat=1, flow=None)
+    with Workers(TOY, config, num_envs=2) as workers:
+        workers.reset([1, 2])
+        env.reset(seed=1)
+        seeds = iter([7, 8])
+        for _ in range(25):
+            action = np.array([[1.0, 0.2], [0.0, 0.0]], np.float32)
+            workers.send(action)
+            steps = workers.receive(seeds)
+            observation, _, terminated, truncated, _ = env.step(action[0])
+            assert np.array_equal(steps[0].observation["rgb"], observation["rgb"])
+            assert (steps[0].terminated, steps[0].truncated) == (terminated, truncated)
+            if terminated or truncated:
+                observation, _ = env.reset(seed=7)
+                assert np.array_equal(steps[0].next_episode[0]["rgb"], observation["rgb"])
+                assert not np.array_equal(steps[0].observation["rgb"], observation["rgb"])
+                break
+        assert terminated, "the episode should have ended at the border"
+        assert steps[1].next_episode is None
+
+
+def test_an_interrupted_episode_is_run_again_up_to_where_it_was():
+    config = EnvConfig(image_size=40, action_repeat=2)
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-0.3, 0.3, (2, 6, 2)).astype(np.float32)
+    with Workers(TOY, config, num_envs=2) as workers:
+        workers.reset([5, 6])
+        for step in range(6):
+            workers.send(actions[:, step])
+            steps = workers.receive()
+        want = [{key: value.copy() for key, value in step.observation.items()} for step in steps]
+        again = workers.reset([5, 6], [actions[0], actions[1]])
+        for env in range(2):
+            assert np.array_equal(again[env][0]["rgb"], want[env]["rgb"])
+            assert np.array_equal(again[env][0]["flow"], want[env]["flow"])
+            assert again[env][1]["env_step"] == 12
+
+
+def test_evaluation_plays_its_fixed_seeds_whatever_the_number_of_workers():
+    config = EnvConfig(image_size=40, action_repeat=2)
+
+    def policy(observation):
+        assert observation["rgb"].dtype == observation["flow"].dtype == np.uint8
+        assert observation["rgb"].shape[1:] == (3, 40, 40, 3)
+        return 0.02 * (observation["rgb"].mean((1, 2, 3))[:, :2] - 8)
+
+    outcomes = []
+    for count in (1, 3):
+        with Workers(TOY, config, num_envs=count) as workers:
+            outcomes.append(evaluate(policy, workers, 5, frame_stack=3, flow_bound=4.0))
+    assert outcomes[0] == outcomes[1]
+    assert [episode.seed for episode in outcomes[0]] == list(range(FIRST_SEED, FIRST_SEED + 5))
+    assert len({episode.episode_return for episode in outcomes[0]}) == 5
+
+
+def test_frame_stack_repeats_the_first_frame():
+    stack = FrameStack(1, 3, flow_bound=1.0)
+
+    def frame(value):
+        return {"rgb": np.full((4, 4, 3), value, np.uint8), "flow": np.full((4, 4, 2), value / 10, np.float32)}
+
+    stack.begin(0, frame(1))
+    assert stack.stack()["rgb"][0, :, 0, 0, 0].tolist() == [1, 1, 1]
+    stack.push(0, frame(2))
+    assert stack.stack()["rgb"][0, :, 0, 0, 0].tolist() == [1, 1, 2]
+    assert stack.stack()["flow"].shape == (1, 2, 4, 4, 2)
+    stack.begin(0, frame(5))
+    assert stack.stack()["rgb"][0, :, 0, 0, 0].tolist() == [5, 5, 5]
+
+
+def test_evaluation_imports_neither_a_vlm_nor_clip(tmp_path):
+    """In the process that evaluates and in its workers."""
+    script = f"""
+import json, sys
+import numpy as np
+from semore_bench.envs import EnvConfig, Workers
+from semore_bench.evaluation import evaluate
+if __name__ == "__main__":
+    config = EnvConfig(image_size=40, action_repeat=5)
+    with Workers("{TOY}", config, num_envs=1) as workers:
+        evaluate(lambda o: np.zeros((1, 2)), workers, 1, 3, 4.0)
+        loaded = workers._envs.call("loaded_modules")[0]
+    print(json.dumps([sorted(sys.modules), loaded]))
+"""
+    path = tmp_path / "script.py"
+    path.write_text(script)
+    result = subprocess.run(
+        [sys.executable, str(path)], cwd=ROOT, env=_environment(), capture_output=True, text=True, check=True
+    )
+    here, worker = json.loads(result.stdout.splitlines()[-1])
+    for modules in (here, worker):
+        packages = {name.split(".")[0] for name in modules}
+        assert "semore_bench" in packages
+        assert not packages & {"transformers", "open_clip", "torch", "openai", "timm"}
+        assert not {"wrappers.backends.clip", "wrappers.backends.captioners"} & set(modules)
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+@pytest.mark.parametrize("env_id", ["dm_control/cartpole-balance-v0"])
+def test_stable_baselines3_trains_on_the_observations_as_they_are(env_id):
+    stable_baselines3 = pytest.importorskip("stable_baselines3")
+    env = make(env_id, text=False)
+    model = stable_baselines3.PPO("MultiInputPolicy", env, n_steps=64, batch_size=32, n_epochs=1, seed=0, device="cpu")
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    model.learn(256)
+    after = model.policy.state_dict()
+    assert model.num_timesteps == 256
+    assert any(not after[name].equal(value) for name, value in before.items())
+    assert all(value.isfinite().all() for value in after.values())
+    env.close()
