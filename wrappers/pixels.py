@@ -27,7 +27,7 @@ class PixelObservation(gym.Wrapper, RecordConstructorArgs):
     1. an image in the observation (uint8 (H, W, 3), (H, W, 1) or (H, W)); of several in a Dict, the one called
        `rgb`, `image` or `pixels`;
     2. what a `camera` of the MuJoCo simulation sees, drawn by a renderer of our own in `quality` "reference" (what
-       dm_control draws) or "fast" (within 0.1 of 255 grey levels of it on average, in about half of the time); see
+       dm_control draws) or "fast" (in about half of the time, within 0.1 of 255 grey levels on average); see
        `wrappers.backends.mujoco.Renderer` for what a camera may be and `default_camera` for what None means;
     3. `env.render()`, where the environment was made with `render_mode="rgb_array"`.
 
