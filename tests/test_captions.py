@@ -16,17 +16,19 @@ CARTPOLE = "shimmy:dm_control/cartpole-swingup-v0"
 
 
 class Looker:
-    """An annotator that looks at the pixels alone; it has nothing to say about the steps in `blind`."""
+    """An annotator that looks at the pixels alone; it has nothing to say when called as often as is in `blind`."""
 
     source, embedding_dim, grid = "looker", 8, 4
 
     def __init__(self, blind: tuple[int, ...] = ()):
         self.blind = blind
-        self.seen: list[int] = []
+        self.calls = 0
 
     def annotate(self, frames, frame_steps):
-        self.seen += frame_steps
-        return [self.look(*pair) for pair in zip(frames, frame_steps, strict=True) if pair[1] not in self.blind]
+        self.calls += 1
+        if self.calls - 1 in self.blind:
+            return []
+        return [self.look(*pair) for pair in zip(frames, frame_steps, strict=True)]
 
     def look(self, frame: np.ndarray, frame_step: int) -> Annotation:
         y, x = np.argwhere(frame.sum(2)).mean(0)
@@ -67,9 +69,12 @@ def rollout(env: gym.Env, steps: int, seed: int = 0):
 @pytest.mark.parametrize("every", [1, 3, 8])
 def test_every_nth_frame_of_an_episode_is_annotated(every):
     env = toy(every=every)
-    steps = [info["frame_step"] for _, info in rollout(env, 60)]
+    infos = [info for _, info in rollout(env, 60)]
+    steps = [info["frame_step"] for info in infos]
     assert steps.count(0) >= 3, "several episodes"
-    assert env.annotator.seen == [step for step in steps if step % every == 0]
+    annotated = [annotation.frame_step for info in infos for annotation in info["annotations"]]
+    assert annotated == [step for step in steps if step % every == 0]
+    assert env.annotator.calls == len(annotated)
 
 
 def test_observation_holds_the_newest_annotation_and_its_age():
@@ -91,16 +96,19 @@ def test_observation_holds_the_newest_annotation_and_its_age():
 
 
 def test_nothing_is_observed_before_the_first_annotation_nor_left_over_from_the_last_episode():
-    env = toy(every=2, annotator=Looker(blind=(0, 4)), text=True)
-    ages = {}
-    for observation, info in rollout(env, 60):
-        ages[info["frame_step"]] = int(observation["caption_age"][0])
-        if info["frame_step"] < 2:
-            assert observation["caption"] == info["caption"] == ""
-            assert not observation["caption_embedding"].any()
-            assert not observation["relevance"].any()
-            assert env.observation_space.contains(observation)
-    assert [ages[step] for step in range(7)] == [-1, -1, 0, 1, 2, 3, 0]
+    env = toy(every=2, annotator=Looker(blind=(0, 2, 4, 6)), text=True)  # steps 0 and 4 of two episodes
+    for _ in range(2):
+        observation, info = env.reset()
+        ages = [int(observation["caption_age"][0])]
+        for _ in range(6):
+            if len(ages) <= 2:
+                assert observation["caption"] == info["caption"] == ""
+                assert not observation["caption_embedding"].any()
+                assert not observation["relevance"].any()
+                assert env.observation_space.contains(observation)
+            observation, _, _, _, info = env.step(np.zeros(2))
+            ages.append(int(observation["caption_age"][0]))
+        assert ages == [-1, -1, 0, 1, 2, 3, 0]
 
 
 @pytest.mark.parametrize("text", [False, True])
@@ -176,7 +184,9 @@ def test_observations_belong_to_the_caller():
         ({"every": 2.5}, "every must be"),
         ({"mode": "later"}, "unknown mode 'later'"),
         ({"annotator": "oracle"}, "unknown annotator 'oracle'"),
-        ({"annotator": object()}, "expected 'simulator' or"),
+        ({"annotator": object()}, "expected 'simulator', 'embedded'"),
+        ({"annotator": "none"}, "leave the wrapper out"),
+        ({"annotator": "simulator", "mode": "async"}, "use mode='sync'"),
         ({"annotator": "simulator"}, "not simulated by MuJoCo"),
     ],
 )

@@ -1,0 +1,248 @@
+"""Text-image alignment by any model of open_clip: text embeddings, and which text each image patch looks like."""
+
+from __future__ import annotations
+
+import difflib
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+from wrappers.backends.annotation import fingerprint, patch_probabilities
+from wrappers.errors import UserError
+
+Mode = Literal["clearclip", "maskclip"]
+
+TEMPLATES = (
+    "a {}.",
+    "a photo of a {}.",
+    "a rendering of a {}.",
+    "a simulation with a {}.",
+    "there is a {} in the scene.",
+)
+_MAX_REMEMBERED = 4096  # texts whose embeddings are kept
+
+
+class ClipGrounding:
+    """Embeds texts, and tells which of several texts each patch of an image looks like; a `TextEncoder`.
+
+    Args:
+        model: a name that open_clip knows, "hf-hub:organisation/name", or a folder with `open_clip_config.json` and
+            safetensors weights.
+        pretrained: the weights' tag in open_clip, or a file; not used with a folder or "hf-hub:".
+        mode: dense features of vision transformers: "clearclip" lets patches attend to patches with similar queries,
+            softmax(q q^T) v in the last block (Lan et al. 2024, arXiv 2407.12442); "maskclip" keeps v alone (Zhou et
+            al. 2022, arXiv 2112.01071). Convolutional towers apply their head at every location.
+        device: a torch device; by default the GPU where there is one.
+        templates: sentences with {} around a class name, whose embeddings are averaged.
+
+    Attributes:
+        dim: length of the embeddings.
+        grid: patches per side.
+        identity: changes whenever embeddings or features may.
+
+    Raises:
+        UserError: if there is no such model, its weights cannot be had, or its tower has no features of patches.
+
+    Example:
+        >>> import open_clip, json, pathlib, tempfile
+        >>> from safetensors.torch import save_file
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> vision = {"image_size": 32, "layers": 2, "width": 16, "head_width": 8, "patch_size": 8}
+        >>> text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+        >>> config = {"embed_dim": 8, "vision_cfg": vision, "text_cfg": text}
+        >>> _ = (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+        >>> save_file(open_clip.CLIP(**config).state_dict(), folder / "open_clip_model.safetensors")
+        >>> clip = ClipGrounding(folder)
+        >>> clip.patch_probabilities([np.zeros((84, 84, 3), np.uint8)], ["cart", "pole", "floor"]).shape
+        (1, 3, 4, 4)
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "ViT-B-16",
+        pretrained: str | None = "laion2b_s34b_b88k",
+        mode: Mode = "clearclip",
+        device: str | None = None,
+        templates: Sequence[str] = TEMPLATES,
+    ):
+        if mode not in get_args(Mode):
+            raise UserError(f"unknown mode {mode!r} of dense CLIP features: expected one of {get_args(Mode)}")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        name, pretrained = _check_source(str(model), pretrained)
+        self._model = _load(name, pretrained).to(self.device)
+        self._tokenizer = open_clip.get_tokenizer(name)
+        self._templates = tuple(templates)
+        preprocessing = open_clip.get_model_preprocess_cfg(self._model)
+        size = preprocessing["size"]
+        self._size = (size, size) if isinstance(size, int) else tuple(size)
+        self._mean, self._std = (
+            255 * torch.tensor(preprocessing[key], device=self.device).view(3, 1, 1) for key in ("mean", "std")
+        )
+        self._dense = _dense_encoder(self._model.visual, name, mode)
+        with torch.inference_mode():
+            _, rows, columns, self.dim = self._dense(torch.zeros(1, 3, *self._size, device=self.device)).shape
+        if rows != columns:
+            raise UserError(f"CLIP model {name} sees {rows} x {columns} patches: only square grids are supported")
+        self.grid = rows
+        if Path(model).is_dir():
+            weights = fingerprint(model)
+        else:
+            weights = f"{name} {fingerprint(pretrained) if Path(str(pretrained)).is_file() else pretrained}"
+        self.identity = f"clip {weights} {mode} {self._templates}"
+        self._lock = threading.Lock()
+        self._texts: dict[str, np.ndarray] = {}
+        self._classes: dict[str, np.ndarray] = {}
+
+    def __deepcopy__(self, memo: dict) -> ClipGrounding:
+        return self  # weights are shared: `env.spec` copies the arguments of wrappers
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeds sentences, as they are: float32 (n, dim) with unit rows."""
+        return self._remembered(self._texts, texts, self._embed)
+
+    def encode_classes(self, names: Sequence[str]) -> np.ndarray:
+        """Embeds names of things, averaged over the templates: float32 (n, dim) with unit rows."""
+        return self._remembered(self._classes, names, self._embed_classes)
+
+    @torch.inference_mode()
+    def patch_features(self, frames: Sequence[np.ndarray]) -> np.ndarray:
+        """Features of the patches of uint8 (H, W, 3) frames: float32 (n, grid, grid, dim), unit vectors."""
+        images = torch.cat([self._preprocess(frame) for frame in frames])
+        return F.normalize(self._dense(images), dim=-1).cpu().numpy()
+
+    def patch_probabilities(self, frames: Sequence[np.ndarray], class_names: Sequence[str]) -> np.ndarray:
+        """Which of K classes each patch shows: float32 (n, K, grid, grid), sums to 1 over K."""
+        classes = self.encode_classes(class_names)
+        return np.stack([patch_probabilities(features, classes) for features in self.patch_features(frames)])
+
+    @torch.inference_mode()
+    def image_embeddings(self, frames: Sequence[np.ndarray]) -> np.ndarray:
+        """Embeddings of whole uint8 (H, W, 3) frames: float32 (n, dim) with unit rows."""
+        images = torch.cat([self._preprocess(frame) for frame in frames])
+        return self._model.encode_image(images, normalize=True).cpu().numpy()
+
+    def _preprocess(self, frame: np.ndarray) -> Tensor:
+        image = torch.from_numpy(np.ascontiguousarray(frame)).to(self.device).permute(2, 0, 1)[None].float()
+        if image.shape[2:] != self._size:  # squashed rather than cropped: every patch of the frame is wanted
+            image = F.interpolate(image, self._size, mode="bicubic", antialias=True).clamp(0, 255)
+        return (image - self._mean) / self._std
+
+    @torch.inference_mode()
+    def _embed(self, texts: Sequence[str]) -> np.ndarray:
+        tokens = self._tokenizer(list(texts)).to(self.device)
+        return self._model.encode_text(tokens, normalize=True).float().cpu().numpy()
+
+    def _embed_classes(self, names: Sequence[str]) -> np.ndarray:
+        sentences = [template.format(name) for name in names for template in self._templates]
+        means = self._embed(sentences).reshape(len(names), len(self._templates), -1).mean(1)
+        return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+    def _remembered(
+        self, memory: dict[str, np.ndarray], texts: Sequence[str], embed: Callable[[Sequence[str]], np.ndarray]
+    ) -> np.ndarray:
+        with self._lock:
+            new = [text for text in dict.fromkeys(texts) if text not in memory]
+            if new:
+                memory.update(zip(new, embed(new), strict=True))
+            rows = [memory[text] for text in texts]
+            while len(memory) > _MAX_REMEMBERED:
+                del memory[next(iter(memory))]
+        return np.stack(rows) if rows else np.empty((0, self.dim), np.float32)
+
+
+def _check_source(model: str, pretrained: str | None) -> tuple[str, str | None]:
+    """Returns name and weights as open_clip wants them, or says what is wrong before anything is downloaded."""
+    if model.startswith("hf-hub:"):
+        return model, None
+    if Path(model).is_dir():
+        if not (Path(model) / "open_clip_config.json").is_file():
+            raise UserError(f"no CLIP model in {model}: expected open_clip_config.json and a .safetensors file")
+        return f"local-dir:{model}", None
+    if model not in open_clip.list_models():
+        near = ", ".join(difflib.get_close_matches(model, open_clip.list_models(), 3, cutoff=0.3)) or "nothing like it"
+        raise UserError(
+            f"unknown CLIP model {model!r}: neither a folder nor a name that open_clip knows; the nearest are {near}"
+        )
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if pretrained not in tags and not Path(str(pretrained)).is_file():
+        raise UserError(
+            f"CLIP model {model} has no weights called {pretrained!r}; expected a file or one of {', '.join(tags)}"
+        )
+    return model, pretrained
+
+
+def _load(name: str, pretrained: str | None) -> nn.Module:
+    try:
+        # Files are read without running code: safetensors, or torch.load(weights_only=True).
+        model = open_clip.create_model(name, pretrained, require_pretrained=True, weights_only=True)
+    except Exception as error:  # each format and each way of getting a file has exceptions of its own
+        raise UserError(
+            f"the weights of CLIP model {name}{':' + pretrained if pretrained else ''} cannot be loaded ({error}); "
+            "a download needs a network once (afterwards HF_HUB_OFFLINE=1 works), a folder with open_clip_config.json "
+            "and safetensors weights needs none, nor does annotator 'embedded'"
+        ) from error
+    return model.eval().requires_grad_(False)
+
+
+def _dense_encoder(visual: nn.Module, name: str, mode: Mode) -> Callable[[Tensor], Tensor]:
+    """Returns a function from images (n, 3, H, W) to features of patches (n, rows, columns, dim), not normalised."""
+    if isinstance(visual, VisionTransformer):
+        block = visual.transformer.resblocks[-1]
+        if visual.attn_pool is not None:
+            raise UserError(_refusal(name, "it pools patches by attention, so they have no embedding of their own"))
+        if not isinstance(block.attn, nn.MultiheadAttention):
+            raise UserError(_refusal(name, "its attention is not the standard one"))
+        return lambda images: _dense_transformer(visual, images, mode)
+    if isinstance(visual, ModifiedResNet):
+        return lambda images: _dense_resnet(visual, images)
+    if isinstance(visual, TimmModel):
+        if hasattr(visual.head, "pool"):
+            raise UserError(_refusal(name, "it pools locations by timm's attention"))
+        probe = torch.zeros(1, 3, *visual.image_size, device=next(visual.parameters()).device)
+        shape = visual.trunk.forward_features(probe).shape
+        if len(shape) != 4 or shape[1] != visual.trunk.num_features:
+            raise UserError(_refusal(name, f"its tower {type(visual.trunk).__name__} gives no map of features"))
+        return lambda images: _dense_timm(visual, images)
+    raise UserError(_refusal(name, f"towers of type {type(visual).__name__} are not known"))
+
+
+def _refusal(name: str, reason: str) -> str:
+    return f"CLIP model {name} cannot tell patches apart: {reason}; use one with a plain vision tower, such as ViT-B-16"
+
+
+def _dense_transformer(visual: VisionTransformer, images: Tensor, mode: Mode) -> Tensor:
+    """The last block's attention alone, without residual and MLP: softmax(q q^T) v ("clearclip") or v ("maskclip")."""
+    tokens = visual._embeds(images)
+    *blocks, last = visual.transformer.resblocks
+    for block in blocks:
+        tokens = block(tokens)
+    attention = last.attn
+    query, _, value = F.linear(last.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=-1)
+    if mode == "clearclip":
+        query, value = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (query, value))
+        value = F.scaled_dot_product_attention(query, query, value).transpose(1, 2).flatten(2)
+    patches = last.ls_1(attention.out_proj(value))[:, 1:]  # the first token is the class token
+    return (visual.ln_post(patches) @ visual.proj).unflatten(1, visual.grid_size)
+
+
+def _dense_resnet(visual: ModifiedResNet, images: Tensor) -> Tensor:
+    """The attention pool's value and output projections at every location."""
+    features = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(images)))))
+    return visual.attnpool.c_proj(visual.attnpool.v_proj(features.permute(0, 2, 3, 1)))
+
+
+def _dense_timm(visual: TimmModel, images: Tensor) -> Tensor:
+    """Pooling, norm and projection at every location as if it were an image: class activation (arXiv 1512.04150)."""
+    features = visual.trunk.forward_features(images).permute(0, 2, 3, 1)
+    locations = visual.head(visual.trunk.forward_head(features.flatten(0, 2)[..., None, None]))
+    return locations.unflatten(0, features.shape[:3])
