@@ -39,6 +39,8 @@ class Args(CommonArgs):
     """entropy weight to begin with; it is tuned towards an entropy of minus the number of action dimensions"""
     discount: float = 0.99
     """per agent step"""
+    n_step: int = 1
+    """rewards summed before the value of what follows is estimated"""
     tau: float = 0.01
     """share of the critics that moves into their targets at a time"""
     actor_every: int = 2
@@ -235,7 +237,7 @@ class Agent(nn.Module):
 def main(args: Args) -> None:
     with Run(args, __file__) as run:
         agent = Agent(run.action_dim, args, run.device)
-        replay = run.make_replay(discount=args.discount)
+        replay = run.make_replay(args.n_step, args.discount)
         for turn in run.steps(agent, replay):
             run.send(run.random_action() if turn.random else agent.act(turn.observation))
             for number in turn.updates:  # while the workers step and render

@@ -34,7 +34,7 @@ class CommonArgs:
     """agent steps between two annotated frames"""
     flow_estimator: Literal["dis", "farneback", "simulator"] = "dis"
     """how optical flow is computed, for agents that use it"""
-    random_steps: int = 1000
+    random_steps: int = 500
     """agent steps with uniformly random actions before learning starts"""
     batch_size: int | None = None
     """transitions per update (reference network 128, lite 64)"""
