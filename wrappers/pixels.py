@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
 
 import cv2
@@ -105,7 +106,7 @@ class PixelObservation(gym.Wrapper, RecordConstructorArgs):
 
 
 def _height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
-    sides = (size, size) if isinstance(size, int) else tuple(size)
+    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise UserError(f"size must be a number of pixels or (height, width), not {size!r}")
     return sides

@@ -23,8 +23,8 @@ Quality = Literal["fast", "reference"]
 
 # In software, rendering time goes into shadow maps (dm_control: 2048 texels a side, Meta-World: 4096), into vertices
 # (spheres and capsules have 28 slices and 16 stacks) and, on tasks with a slack string, into the 30 capsules that it is
-# drawn with. Sparing these changes a picture of 84 pixels by less than 0.1 grey levels on average on Meta-World and 17 of
-# the 19 domains of dm_control's suite, by 0.11 on humanoid_CMU and 0.13 on swimmer. Sparing slices would show.
+# drawn with. Sparing these changes a picture of 84 pixels by less than 0.1 grey levels on average, on Meta-World and on
+# dm_control's suite (but 0.11 on humanoid_CMU and 0.13 on swimmer). Sparing slices would show.
 FAST_SHADOW_SIZE, FAST_STACKS = 1 / 2, 3 / 4
 FAST_STRING_PIECES = 5  # drawn as one
 
