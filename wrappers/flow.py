@@ -76,4 +76,4 @@ def flow_to_rgb(flow: np.ndarray, bound: float) -> np.ndarray:
     """Flow (H, W, 2) as a picture, uint8 (H, W, 3): direction is hue, length saturation (white: 0, full: `bound`)."""
     length, angle = cv2.cartToPolar(flow[..., 0], flow[..., 1], angleInDegrees=True)
     hsv = np.dstack([angle / 2.0, np.minimum(length / bound, 1.0) * 255.0, np.full_like(length, 255.0)])
-    return cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB)  # OpenCV keeps half of the hue's degrees
+    return cv2.cvtColor(np.rint(hsv).astype(np.uint8), cv2.COLOR_HSV2RGB)  # OpenCV keeps half of the hue's degrees

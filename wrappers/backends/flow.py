@@ -27,20 +27,20 @@ class FlowEstimator(Protocol):
 class DISFlow:
     """Dense inverse search (Kroeger et al., ECCV 2016, arXiv 1603.03590), set up for small pictures.
 
-    Patches of half the usual size on a dense grid find limbs a few pixels wide; OpenCV's presets lose them. Weighting
-    colour constancy above gradient constancy suits rendered pictures, which have no noise.
+    Smaller patches on a denser grid find limbs a few pixels wide, which OpenCV's presets lose. Pictures whose light is
+    constant need no normalisation, and their brightness may count for more than its gradient.
     """
 
     def __init__(self) -> None:
         self._dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         self._dis.setFinestScale(0)
-        self._dis.setPatchSize(4)
-        self._dis.setPatchStride(2)
-        self._dis.setGradientDescentIterations(7)
-        self._dis.setVariationalRefinementIterations(2)
-        self._dis.setVariationalRefinementAlpha(40.0)
-        self._dis.setVariationalRefinementDelta(40.0)
-        self._dis.setVariationalRefinementGamma(2.0)
+        self._dis.setPatchSize(5)
+        self._dis.setPatchStride(3)
+        self._dis.setGradientDescentIterations(10)
+        self._dis.setUseMeanNormalization(False)
+        self._dis.setVariationalRefinementIterations(3)
+        self._dis.setVariationalRefinementDelta(20.0)
+        self._dis.setVariationalRefinementGamma(5.0)
 
     def __call__(self, previous_rgb: np.ndarray, current_rgb: np.ndarray) -> np.ndarray:
         return -self._dis.calc(_grey(current_rgb), _grey(previous_rgb), None)
