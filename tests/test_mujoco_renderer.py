@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -375,3 +376,12 @@ def test_exit_is_silent_and_a_forked_child_gets_an_error_instead_of_hanging():
     assert result.stderr == ""
     assert "context='spawn'" in result.stdout
     assert result.stdout.endswith("True\n")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+def test_triton_and_mesa_live_in_one_process():
+    """dm_control loads Mesa when it is imported; what PyTorch compiles with brings another LLVM."""
+    script = "import dm_control.mujoco; from wrappers.backends import opengl; opengl.preload_triton(); import triton"
+    environment = {**os.environ, "MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl")}
+    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, timeout=120)
+    assert result.returncode == 0, result.stderr
