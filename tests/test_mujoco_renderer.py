@@ -342,15 +342,16 @@ def test_collecting_a_renderer_on_the_render_thread_does_not_lock_up():
 
 
 SCRIPT = """
-import gc, os, sys, warnings
-warnings.filterwarnings("ignore", module="glfw")
+import atexit, gc, os
+atexit.register(lambda: renderers[0].close())  # runs after those that are registered later
 from test_mujoco_renderer import BALL_ON_FLOOR, simulate
 from wrappers import UserError
 from wrappers.backends.mujoco import Renderer
-renderers = [Renderer(simulate(BALL_ON_FLOOR), 32, 32, "above") for _ in range(3)]
+renderers = [Renderer(simulate(BALL_ON_FLOOR), 32, 32, "above") for _ in range(4)]
 pictures = [renderer.rgb() for renderer in renderers]
-renderers[0].close()
+renderers[1].close()
 del renderers[1]
+del renderers[2]
 gc.collect()
 child = os.fork()
 if child == 0:

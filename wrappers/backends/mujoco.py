@@ -164,10 +164,13 @@ class _Context:
         opengl.clean_up(self._free)
 
     def _free(self) -> None:
+        if self._gl is None:  # an exit handler may come before the one that closes the environment
+            return
         # MuJoCo deletes its OpenGL objects by number in whichever context is current: it must be their own.
         self._gl.make_current()
         self._mujoco.free()
         self._gl.free()
+        self._gl = None
 
 
 class CameraPose(NamedTuple):
