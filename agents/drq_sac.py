@@ -32,9 +32,7 @@ class Args(CommonArgs):
     feature_dim: int = 50
     """length of the representation that actor and critics see"""
     learning_rate: float = 1e-3
-    """of Adam, for encoder, critics and actor"""
-    temperature_learning_rate: float = 1e-4
-    """of Adam (beta1 0.5) for the temperature"""
+    """of Adam, for encoder, critics, actor and temperature"""
     init_temperature: float = 0.1
     """entropy weight to begin with; it is tuned towards an entropy of minus the number of action dimensions"""
     discount: float = 0.99
@@ -163,7 +161,7 @@ class Agent(nn.Module):
         self.optimizers = {
             "critic": torch.optim.Adam(critic, args.learning_rate, fused=True),
             "actor": torch.optim.Adam(self.actor.parameters(), args.learning_rate, fused=True),
-            "temperature": torch.optim.Adam([self.log_temperature], args.temperature_learning_rate, (0.5, 0.999)),
+            "temperature": torch.optim.Adam([self.log_temperature], args.learning_rate),
         }
         if args.compile:
             self.critic_loss = torch.compile(self.critic_loss)

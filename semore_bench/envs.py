@@ -19,6 +19,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.wrappers import RescaleAction, TimeLimit
 
 from wrappers import ActionRepeat, CaptionObservation, OpticalFlowObservation, PixelObservation
+from wrappers.backends.opengl import preload_triton
 from wrappers.errors import UserError
 
 META_WORLD = "Meta-World/"
@@ -91,8 +92,7 @@ def _make_base(env_id: str) -> gym.Env:
 def _quietly() -> Iterator[None]:
     """Without a display and a choice of backend, MuJoCo tries GLFW when imported, and complains; our renderer chooses
     for itself later. Shimmy's spaces make NumPy complain of infinite bounds."""
-    if "torch" in sys.modules and importlib.util.find_spec("triton") is not None:
-        importlib.import_module("triton")  # before dm_control loads Mesa: the other way round it crashes
+    preload_triton()  # before dm_control loads Mesa: the other way round it crashes
     backend = "egl" if ctypes.util.find_library("EGL") else "osmesa" if ctypes.util.find_library("OSMesa") else None
     chosen = "MUJOCO_GL" in os.environ or backend is None or sys.platform != "linux" or "DISPLAY" in os.environ
     with warnings.catch_warnings():
