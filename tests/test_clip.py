@@ -1,7 +1,6 @@
 """CLIP grounding: dense features against slow loops, probabilities, towers, and what is said when there is no model."""
 
 import copy
-import json
 import pickle
 from pathlib import Path
 
@@ -11,37 +10,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.tiny_models import VIT, save_clip
 from wrappers.backends.annotation import TextEncoder
 from wrappers.backends.clip import ClipGrounding
 from wrappers.errors import UserError
 
 torch.set_num_threads(1)
 
-TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-VIT = {"image_size": 32, "layers": 3, "width": 24, "head_width": 8, "patch_size": 8}
 RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 64}
 TIMM = {"image_size": 64, "timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear"}
 
 
-def save_model(folder: Path, vision: dict, **config) -> Path:
-    """A model with random weights, in open_clip's format."""
-    torch.manual_seed(0)
-    config = {"embed_dim": 8, "vision_cfg": vision, "text_cfg": TEXT, **config}
-    folder.mkdir(parents=True, exist_ok=True)
-    preprocessing = {"mean": [0.2, 0.4, 0.6], "std": [0.5, 0.6, 0.7]}
-    document = {"model_cfg": config, "preprocess_cfg": preprocessing}
-    (folder / "open_clip_config.json").write_text(json.dumps(document))
-    model = open_clip.create_model(f"local-dir:{folder}")
-    with torch.no_grad():
-        for parameter in model.parameters():  # biases and norms too: nothing may be left out unnoticed
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return save_model(tmp_path_factory.mktemp("clip"), VIT)
+    return save_clip(tmp_path_factory.mktemp("clip"), VIT)
 
 
 def random_frames(count: int, size: int = 32) -> np.ndarray:
@@ -112,7 +94,7 @@ def loop_reference(visual: torch.nn.Module, images: torch.Tensor, mode: str) -> 
 @pytest.mark.parametrize("mode", ["clearclip", "maskclip"])
 @pytest.mark.parametrize("extra", [{}, {"ls_init_value": 0.5}, {"pool_type": "avg", "final_ln_after_pool": True}])
 def test_dense_features_equal_slow_loops(tmp_path, mode, extra):
-    folder = save_model(tmp_path, {**VIT, **extra})
+    folder = save_clip(tmp_path, {**VIT, **extra})
     frames = random_frames(3)
     features = ClipGrounding(folder, mode=mode).patch_features(frames)
     assert features.shape == (3, 4, 4, 8)
@@ -141,7 +123,7 @@ def test_probabilities_are_the_softmax_at_scale_50(folder):
 
 @torch.no_grad()
 def test_resnet_applies_value_and_output_projection_at_every_location(tmp_path):
-    folder = save_model(tmp_path, RESNET)
+    folder = save_clip(tmp_path, RESNET)
     clip = ClipGrounding(folder)
     assert clip.grid == 2
     frames = random_frames(2, 64)
@@ -158,7 +140,7 @@ def test_resnet_applies_value_and_output_projection_at_every_location(tmp_path):
 
 @torch.no_grad()
 def test_timm_towers_average_to_the_image_embedding(tmp_path):
-    folder = save_model(tmp_path, TIMM)
+    folder = save_clip(tmp_path, TIMM)
     clip = ClipGrounding(folder)
     frames = random_frames(2, 64)
     trunk = clip._dense(normalised(frames)).numpy()
@@ -183,7 +165,7 @@ def test_timm_towers_average_to_the_image_embedding(tmp_path):
 )
 def test_towers_without_patches_are_refused_with_the_reason(tmp_path, vision, reason):
     with pytest.raises(UserError, match=reason):
-        ClipGrounding(save_model(tmp_path, vision))
+        ClipGrounding(save_clip(tmp_path, vision))
 
 
 def test_texts_are_embedded_as_open_clip_does(folder):
@@ -218,7 +200,7 @@ def test_frames_are_resized_and_independent_of_their_batch(folder):
 
 
 def test_identity_tells_models_and_settings_apart(folder, tmp_path):
-    other = save_model(tmp_path / "other", {**VIT, "layers": 2})
+    other = save_clip(tmp_path / "other", {**VIT, "layers": 2})
     grounding = [
         ClipGrounding(folder),
         ClipGrounding(folder, mode="maskclip"),

@@ -81,9 +81,9 @@ class CaptionObservation(gym.Wrapper, RecordConstructorArgs):
         mode: Mode | None = None,
         frame_size: int | None = None,
     ):
-        RecordConstructorArgs.__init__(
-            self, annotator=annotator, every=every, text=text, mode=mode, frame_size=frame_size
-        )
+        # An annotator is recorded as it is: models and connections are shared, not copied.
+        options = {"every": every, "text": text, "mode": mode, "frame_size": frame_size}
+        RecordConstructorArgs.__init__(self, _disable_deepcopy=True, annotator=annotator, **options)
         gym.Wrapper.__init__(self, env)
         check_arguments(env.observation_space, every, mode)
         self.every, self.text = every, text

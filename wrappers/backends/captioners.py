@@ -309,7 +309,7 @@ class OpenAICaptioner:
                     # The client's own time-out is that of a read: a server that drips would never meet it.
                     async with asyncio.timeout(self.timeout):
                         return await self._ask(frame)
-                except (openai.OpenAIError, TimeoutError) as error:
+                except (openai.OpenAIError, TimeoutError, json.JSONDecodeError) as error:
                     return error
 
         return await asyncio.gather(*map(ask, frames))

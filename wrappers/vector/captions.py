@@ -68,7 +68,9 @@ class CaptionObservation(VectorWrapper, RecordConstructorArgs):
         text: bool = False,
         mode: Mode | None = None,
     ):
-        RecordConstructorArgs.__init__(self, annotator=annotator, every=every, text=text, mode=mode)
+        # An annotator is recorded as it is: models and connections are shared, not copied.
+        options = {"every": every, "text": text, "mode": mode}
+        RecordConstructorArgs.__init__(self, _disable_deepcopy=True, annotator=annotator, **options)
         VectorWrapper.__init__(self, env)
         check_arguments(env.single_observation_space, every, mode)
         self._autoreset_mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
