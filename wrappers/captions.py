@@ -18,7 +18,6 @@ from wrappers.backends.annotation import (
     Request,
     SyncAnnotator,
 )
-from wrappers.backends.annotators import make_annotator
 from wrappers.errors import UserError
 
 Mode = Literal["sync", "async"]
@@ -232,7 +231,11 @@ def default_mode(annotator: str | Annotator) -> Mode:
 
 def find_annotator(annotator: str | Annotator) -> Annotator:
     """Makes the annotator that was named; one that exists is returned as it is."""
-    found = make_annotator(annotator) if isinstance(annotator, str) else annotator
+    found = annotator
+    if isinstance(annotator, str):
+        from wrappers.backends.annotators import make_annotator  # with everything about VLMs: for those who ask for one
+
+        found = make_annotator(annotator)
     if not isinstance(found, Annotator):
         raise UserError(
             f"unknown annotator {annotator!r}: expected 'simulator', 'embedded', another name that `make_annotator` "
