@@ -13,7 +13,7 @@ from semore_bench.evaluation import evaluate
 from semore_bench.plots import plot_runs
 
 ROOT = Path(__file__).parents[1]
-ENV_ID, ACTION_REPEAT, IMAGE_SIZE = "dm_control/cartpole-balance-v0", 8, 64
+ENV_ID, ACTION_REPEAT, IMAGE_SIZE = "dm_control/cartpole-balance-v0", 8, 48
 EPISODES = 5
 RUN = Path("runs/demo/semore_sac")
 
@@ -24,10 +24,15 @@ def main() -> int:
         "env-id": ENV_ID,
         "action-repeat": ACTION_REPEAT,
         "image-size": IMAGE_SIZE,
-        "total-env-steps": 24_000,
-        "random-steps": 500,
-        "eval-every": 6000,
+        "total-env-steps": 56_000,
+        "eval-every": 14_000,
         "eval-episodes": EPISODES,
+        # Small updates, and values that look three seconds ahead: what a few minutes of one core can learn from.
+        "random-steps": 250,
+        "batch-size": 32,
+        "n-step": 3,
+        "discount": 0.97,
+        "tau": 0.05,
         "run-dir": RUN,
     }
     command = ["agents/semore_sac.py", *(word for key, value in flags.items() for word in (f"--{key}", str(value)))]
