@@ -232,6 +232,22 @@ class Step:
     next_episode: tuple[dict[str, np.ndarray], dict[str, Any]] | None = None
 
 
+class _Envs(AsyncVectorEnv):
+    """Gymnasium's own, but a user's mistake that a worker finds is raised without its traceback printed first."""
+
+    def _raise_if_errors(self, successes: Sequence[bool]) -> None:
+        if all(successes):
+            return
+        with warnings.catch_warnings(record=True) as said:
+            try:
+                super()._raise_if_errors(successes)
+            except UserError:
+                raise
+            except Exception:
+                print(*(warning.message for warning in said), sep="\n", file=sys.stderr)
+                raise
+
+
 class Workers:
     """Environments in spawned worker processes: `send` actions, do something else, `receive` what came of them.
 
@@ -248,7 +264,7 @@ class Workers:
         self.env_id, self.num_envs = env_id, num_envs
         makers = [_Maker(env_id, config, index) for index in range(num_envs)]
         with _main_module_hidden():
-            self._envs = AsyncVectorEnv(
+            self._envs = _Envs(
                 makers, context="spawn", shared_memory=True, copy=False, autoreset_mode=AutoresetMode.DISABLED
             )
         self.observation_space: spaces.Dict = self._envs.single_observation_space

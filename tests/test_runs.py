@@ -298,6 +298,15 @@ def test_the_command_line_answers_a_misspelt_id_without_a_traceback(tmp_path):
     assert "dm_control/cartpole-swingup-v0" in result.stderr
 
 
+def test_a_mistake_that_a_worker_finds_is_answered_in_one_line_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "glfw")  # needs a display
+    monkeypatch.delenv("DISPLAY", raising=False)
+    result = finish("drq_sac", tmp_path / "run", CARTPOLE)
+    assert result.returncode == 2
+    assert [line for line in result.stderr.splitlines() if "Traceback" in line] == []
+    assert "libegl1" in result.stderr.splitlines()[-1]
+
+
 def test_cleanrl_spellings_are_understood():
     import tyro
 
