@@ -1,9 +1,13 @@
 """Annotators: captioner and CLIP together, remembered, and in a thread of their own."""
 
 import dataclasses
+import json
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -317,6 +321,23 @@ def test_a_dead_annotator_costs_neither_time_nor_memory(quick):
     wait_until(lambda: "annotator" not in {thread.name for thread in threading.enumerate()})
 
 
+def test_a_program_ends_well_while_annotations_are_under_way():
+    program = """
+import numpy as np, torch
+from wrappers.backends.annotation import AsyncAnnotator, Request
+
+class Busy:
+    def annotate(self, frames, frame_steps):
+        for _ in range(200):
+            torch.ones(300, 300) @ torch.ones(300, 300)
+        return []
+
+busy = AsyncAnnotator(Busy(), max_batch=1)
+busy.request([Request(index, np.zeros((4, 4, 3), np.uint8), 0) for index in range(50)])
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+
+
 def test_frames_belong_to_the_caller():
     inner = fake_annotator()
     inner.captioner.gate.clear()
@@ -505,6 +526,20 @@ def test_embedded_models_are_loaded_from_the_package(models, monkeypatch):
     assert observation["relevance"].shape == (4, 4)
     rebuilt = env.spec.make()
     assert rebuilt.reset(seed=0)[1]["annotations"] == info["annotations"]
+
+
+@pytest.mark.parametrize(("threshold", "warned"), [(-1.0, False), (1.01, True)])
+def test_unfamiliar_scenes_are_said_to_be_so(models, tmp_path, monkeypatch, caplog, threshold, warned):
+    shutil.copytree(models, tmp_path, dirs_exist_ok=True)
+    config = tmp_path / "clip" / "open_clip_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"familiar_similarity": threshold}))
+    monkeypatch.setattr(captioners, "MODELS", tmp_path)
+    annotator = make_annotator("embedded")
+    for seed in range(3):
+        annotator.annotate(random_frames(16, seed), range(16))
+    assert ("does not know this kind of scene" in caplog.text) == warned
+    assert caplog.text.count("name a real model") == warned, "once"
+    assert annotator.statistics()["unfamiliar_share"] == warned
 
 
 def test_missing_embedded_models_are_explained(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """What an annotator says about one frame, and annotators around another one that remember or do not wait."""
 
+import atexit
 import hashlib
 import json
 import logging
@@ -350,7 +351,8 @@ class SyncAnnotator:
         self.annotator = annotator
         self._finished: dict[Hashable, Annotation] = {}
         self._backoff = Backoff()
-        self._failures = self._drops = 0
+        self._start = time.monotonic()
+        self._annotations = self._failures = self._drops = 0
 
     def request(self, requests: Sequence[Request]) -> None:
         """Annotates frames in one batch."""
@@ -358,7 +360,7 @@ class SyncAnnotator:
             self._drops += len(requests)
             return
         try:
-            self._finished |= _annotate(self.annotator, requests)
+            annotations = _annotate(self.annotator, requests)
         except AnnotatorUnavailable as error:
             logger.warning("no annotation for now: %s", error)
             self._backoff.failed()
@@ -366,6 +368,8 @@ class SyncAnnotator:
             self._drops += len(requests)
         else:
             self._backoff.succeeded()
+            self._finished |= annotations
+            self._annotations += len(annotations)
 
     def finished(self) -> dict[Hashable, Annotation]:
         """Hands over what is annotated, by key."""
@@ -373,8 +377,17 @@ class SyncAnnotator:
         return finished
 
     def statistics(self) -> dict[str, float]:
-        """Counts since construction: `failures` and `drops`, and those of the annotator."""
-        return _statistics_of(self.annotator) | {"failures": self._failures, "drops": self._drops}
+        """Counts since construction, and those of the annotator.
+
+        `annotations` and `annotations_per_second`; `failures`, calls that found the annotator unavailable; `drops`,
+        requests that were not answered for that reason.
+        """
+        return _statistics_of(self.annotator) | {
+            "annotations": self._annotations,
+            "annotations_per_second": self._annotations / max(time.monotonic() - self._start, 1e-9),
+            "failures": self._failures,
+            "drops": self._drops,
+        }
 
     def close(self) -> None:
         """Does nothing: there is nothing under way."""
@@ -414,8 +427,11 @@ class AsyncAnnotator:
                 self._pending[request.key] = replace(request, frame=request.frame.copy()), now
             self._drop_oldest()
             if self._thread is None:
+                # A daemon: a call that never ends must not keep the program from ending. But one that can end should:
+                # a thread inside of PyTorch's C++ when Python goes down takes it along with an abort.
                 self._thread = threading.Thread(target=self._work, name="annotator", daemon=True)
                 self._thread.start()
+                atexit.register(self.close)
             self._changed.notify()
 
     def finished(self) -> dict[Hashable, Annotation]:
@@ -433,15 +449,16 @@ class AsyncAnnotator:
         with self._changed:
             return _statistics_of(self.annotator) | {
                 "annotations": self._annotations,
-                "annotations_per_second": self._annotations / (time.monotonic() - self._start),
+                "annotations_per_second": self._annotations / max(time.monotonic() - self._start, 1e-9),
                 "age_seconds": self._waited / max(self._annotations, 1),
                 "failures": self._failures,
                 "drops": self._drops,
                 "pending": len(self._pending),
             }
 
-    def close(self, timeout: float = 5.0) -> None:
+    def close(self, timeout: float = 10.0) -> None:
         """Ends the thread, waiting at most `timeout` seconds for a call under way; what is pending is forgotten."""
+        atexit.unregister(self.close)
         with self._changed:
             self._closed = True
             self._changed.notify()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,8 +26,12 @@ from wrappers.errors import UserError
 if TYPE_CHECKING:
     from wrappers.backends.clip import ClipGrounding
 
+logger = logging.getLogger(__name__)
+
 BACKGROUND = ("floor", "sky", "wall", "background")
 DEFAULT_CLIP = "ViT-B-16:laion2b_s34b_b88k"
+UNFAMILIAR = "an unfamiliar scene"
+"""what the embedded captioner says of scenes that it knows it does not know"""
 
 
 class VisionLanguageAnnotator:
@@ -94,6 +100,53 @@ class VisionLanguageAnnotator:
         )
 
 
+class EmbeddedAnnotator(VisionLanguageAnnotator):
+    """The small models that come with the package; shown a kind of scene that they do not know, it logs a warning.
+
+    A frame is unfamiliar if the captioner says so, or if its CLIP embedding is less similar to the caption's than
+    `familiar_similarity` in the CLIP's configuration. The first frames are checked, and most of them count.
+
+    Args:
+        device: a torch device; by default the GPU where there is one.
+
+    Raises:
+        UserError: if the models are missing.
+    """
+
+    frames_to_check = 32
+
+    def __init__(self, device: str | None = None):
+        super().__init__(make_captioner("embedded", device=device), _make_clip("embedded", device))
+        config = json.loads((embedded_model("clip") / "open_clip_config.json").read_text())
+        self._familiar_similarity = config.get("familiar_similarity", -1.0)
+        self._checked = self._unfamiliar = 0
+
+    def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation]:
+        """Annotates uint8 (H, W, 3) frames, in one batch."""
+        annotations = super().annotate(frames, frame_steps)
+        if self._checked < self.frames_to_check and len(annotations) == len(frames):
+            self._check(frames, annotations)
+        return annotations
+
+    def statistics(self) -> dict[str, float]:
+        """Those of `VisionLanguageAnnotator`, and the `unfamiliar_share` of the frames that were checked."""
+        return super().statistics() | {"unfamiliar_share": self._unfamiliar / max(self._checked, 1)}
+
+    def _check(self, frames: Sequence[np.ndarray], annotations: Sequence[Annotation]) -> None:
+        captions = np.stack([annotation.caption_embedding for annotation in annotations])
+        similarities = (self.clip.image_embeddings(frames) * captions).sum(1)
+        said = np.array([annotation.caption == UNFAMILIAR for annotation in annotations])
+        self._checked += len(frames)
+        self._unfamiliar += int((said | (similarities < self._familiar_similarity)).sum())
+        if self._checked >= self.frames_to_check and self._unfamiliar > self._checked / 2:
+            logger.warning(
+                "annotator 'embedded' does not know this kind of scene (%d of %d frames): its captions and maps mean "
+                "little here; name a real model, transformers:<name> or openai:<base url>#<model>",
+                self._unfamiliar,
+                self._checked,
+            )
+
+
 def make_annotator(
     spec: str,
     task_description: str = "",
@@ -129,13 +182,12 @@ def make_annotator(
             f"unknown annotator {spec!r}: expected none, simulator, embedded, transformers:<name or folder> or "
             "openai:<base url>#<model>"
         )
-    captioner = make_captioner(spec, task_description, device)
-    annotator = VisionLanguageAnnotator(captioner, _make_clip(clip or _default_clip(spec), device))
+    if spec == "embedded" and clip in (None, "embedded"):
+        annotator = EmbeddedAnnotator(device)
+    else:
+        captioner = make_captioner(spec, task_description, device)
+        annotator = VisionLanguageAnnotator(captioner, _make_clip(clip or DEFAULT_CLIP, device))
     return annotator if cache_directory is None else CachedAnnotator(annotator, cache_directory)
-
-
-def _default_clip(spec: str) -> str:
-    return "embedded" if spec == "embedded" else DEFAULT_CLIP
 
 
 def _make_clip(spec: str, device: str | None) -> ClipGrounding:

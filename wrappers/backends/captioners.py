@@ -160,7 +160,7 @@ class TransformersCaptioner:
         task_description: the task in a sentence, for the prompt.
         device: a torch device; by default the GPU where there is one.
         dtype: for example "bfloat16"; "auto" is that of the weights, float32 on a CPU.
-        image_size: pixels on the longer side.
+        image_size: pixels on the longer side; less where the model takes less.
         batch_size: images per call of the model.
         max_new_tokens: length of an answer.
 
@@ -182,13 +182,15 @@ class TransformersCaptioner:
 
         self.source = f"transformers:{model}"
         self.prompt = make_prompt(task_description)
-        self.image_size, self.batch_size, self.max_new_tokens = image_size, batch_size, max_new_tokens
+        self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if dtype == "auto" and device == "cpu":
             dtype = "float32"
         self._processor, self._model = _load_transformers(str(model), device, dtype)
+        fixed_size = dict(self._processor.image_processor.size or {}).get("height") or image_size
+        self.image_size = min(image_size, fixed_size)
         weights = fingerprint(model) if Path(model).is_dir() else f"{model} {self._model.config._commit_hash}"
-        self.identity = f"transformers {weights} {dtype} {image_size} {max_new_tokens} {self.prompt}"
+        self.identity = f"transformers {weights} {dtype} {self.image_size} {max_new_tokens} {self.prompt}"
         content = [{"type": "image"}, {"type": "text", "text": self.prompt}]
         self._chat = self._processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True
