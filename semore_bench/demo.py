@@ -14,7 +14,7 @@ from semore_bench.plots import plot_runs
 
 ROOT = Path(__file__).parents[1]
 ENV_ID, ACTION_REPEAT, IMAGE_SIZE = "dm_control/cartpole-balance-v0", 8, 48
-EPISODES = 5
+EPISODES = 4
 RUN = Path("runs/demo/semore_sac")
 
 
@@ -24,8 +24,8 @@ def main() -> int:
         "env-id": ENV_ID,
         "action-repeat": ACTION_REPEAT,
         "image-size": IMAGE_SIZE,
-        "total-env-steps": 56_000,
-        "eval-every": 14_000,
+        "total-env-steps": 52_000,
+        "eval-every": 13_000,
         "eval-episodes": EPISODES,
         # Small updates, and values that look three seconds ahead: what a few minutes of one core can learn from.
         "random-steps": 250,
