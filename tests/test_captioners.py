@@ -202,6 +202,7 @@ def test_a_frame_is_not_split_into_tiles(vlm, monkeypatch):
     monkeypatch.setattr(captioner._model, "generate", spy)
     captioner.describe(random_frames(1, 1000))
     assert lengths == [4], "as many tokens as one tile has"
+    assert captioner._processor.image_processor.do_image_splitting is False
 
 
 def test_identity_of_a_transformers_model(vlm, noisy_vlm):

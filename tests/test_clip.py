@@ -8,6 +8,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from tests.tiny_models import VIT, save_clip
@@ -195,6 +196,8 @@ def test_frames_are_resized_and_independent_of_their_batch(folder):
     together = clip.patch_features([large, small, wide])
     for frame, features in zip([large, small, wide], together, strict=True):
         np.testing.assert_allclose(clip.patch_features([frame])[0], features, atol=1e-5)
+    shrunk = np.asarray(Image.fromarray(large).resize((32, 32), Image.Resampling.BICUBIC))
+    np.testing.assert_allclose(together[0], clip.patch_features([shrunk])[0], atol=0.05)
     flat = [np.full((size, 2 * size, 3), 90, np.uint8) for size in (84, 32)]
     np.testing.assert_allclose(*clip.patch_features(flat), atol=1e-4)
 
