@@ -11,6 +11,7 @@ COMMANDS = {
     "list": ("semore_bench.listing:list_", "Environments, agents and suites by name."),
     "view": ("semore_bench.view:view", "A video of what an agent would see in an environment."),
     "plot": ("semore_bench.plots:plot", "Learning curves of finished or running runs."),
+    "train-guidance": ("semore_bench.guidance.command:train_guidance", "The embedded CLIP and captioner, made anew."),
     "doctor": ("semore_bench.doctor:doctor", "Checks whether this machine can train, and what to do if not."),
 }
 

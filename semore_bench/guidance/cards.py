@@ -1,0 +1,92 @@
+"""The cards of the embedded models: what they are made of, how good they are, what they cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from semore_bench.guidance.evaluation import Measured
+from semore_bench.guidance.frames import DOMAINS, UNFAMILIAR, UNFAMILIAR_TASKS
+
+_CARD = """# {title}
+
+{what}
+
+## Made from
+
+{frames:,} rendered frames of 64 x 64 pixels with {captions:,} different captions, all written by the simulator: what a
+single frame shows, without motion. Half of the states were reached by random actions, half were set at random
+(Meta-World: random actions alone). Colours, lights, camera and field of view were varied, skies and floors replaced.
+Domains: {domains}. Examples of what is none of them: {unfamiliar}.
+No pre-trained weights, no data from elsewhere.
+
+    {command}
+
+{updates:,} updates, with a loss of {last_loss:.2f} at the end. Rendering took {render_minutes} minutes, training
+{train_minutes}, on {cores} processor cores.
+
+## Measured
+
+On states that training never saw, both models together, exactly as annotator `embedded` uses them.
+
+- exact: captions equal to the simulator's, letter by letter
+- attributes: phrases of them that are equal
+- retrieval: frames whose nearest caption, among all different ones of the domain, is theirs
+- IoU: of the 8 x 8 relevance map and the simulator's, sum of minima over sum of maxima
+- unfamiliar: frames that can be told to be unfamiliar; should be 0 for known scenes and 1 for others. One way to tell
+  is a threshold that 1% of the known frames in varied looks fall short of, by its choice.
+
+{tables}
+`{left_out}` was left out of training: its row says what happens with a scene of a kind never seen.
+
+## What it cannot do
+
+- Describe other kinds of scenes. Such a scene gets the caption "{unfamiliar_caption}", or one whose similarity to the
+  frame is below {familiar_similarity:.3f} (`familiar_similarity` in `clip/open_clip_config.json`), or, as the table
+  says of `{left_out}`, the caption of a scene that looks alike. Name a real vision-language model then.
+- See motion, read text, count, follow a question: whatever the prompt asks, it names what matters in the scene.
+- See what is smaller than a few pixels of 64 x 64.
+"""
+
+_WHAT = {
+    "clip": (
+        "Embedded CLIP",
+        "A small image-text model in open_clip's format (`open_clip.create_model('local-dir:<this folder>')`): a\n"
+        "vision transformer with patches of 8 pixels. It was trained with the symmetric contrastive loss, equal\n"
+        "captions being positives of each other, and a dense one that teaches the features of patches the names of\n"
+        "what the simulator's masks show there. Words that no caption uses have an embedding of 0.",
+    ),
+    "captioner": (
+        "Embedded captioner",
+        "A small LLaVA that `transformers` loads (`AutoModelForImageTextToText.from_pretrained('<this folder>')`):\n"
+        "a copy of the embedded CLIP's vision transformer, and a language model whose words are phrases. It answers\n"
+        "JSON with a caption and the objects that matter.",
+    ),
+}
+
+
+def write_cards(folder: Path, facts: Mapping[str, Any], measured: Mapping[str, Mapping[str, Measured]]) -> None:
+    """Writes `README.md` next to each model."""
+    looks = {"plain": "In the environments' own look:", "varied": "In varied looks:"}
+    tables = "\n".join(f"{looks[split]}\n\n{_table(rows, facts['left_out'])}" for split, rows in measured.items())
+    domains = [f"{name} ({', '.join(DOMAINS[name])})" for name in facts["domains"]]
+    for name, (title, what) in _WHAT.items():
+        text = _CARD.format(
+            **{**facts, "domains": "; ".join(domains)},
+            title=title,
+            what=what,
+            tables=tables,
+            unfamiliar=", ".join(UNFAMILIAR_TASKS),
+            unfamiliar_caption=UNFAMILIAR,
+        )
+        (folder / name / "README.md").write_text(text)
+
+
+def _table(rows: Mapping[str, Measured], left_out: str) -> str:
+    lines = ["| domain | exact | attributes | retrieval | IoU | unfamiliar |", "|---|---|---|---|---|---|"]
+    for domain, row in rows.items():
+        label = {left_out: f"{domain} (left out)", "unfamiliar": "other scenes"}.get(domain, domain)
+        cells = ("" if value is None else f"{value:.2f}" for value in row)
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

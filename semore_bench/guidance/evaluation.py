@@ -1,0 +1,102 @@
+"""What the saved models are worth on held-out states, through the very annotator that users get."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from semore_bench.guidance.frames import UNFAMILIAR, Frames
+from semore_bench.guidance.metrics import attribute_accuracy, exact_match, map_iou, retrieval_accuracy
+from wrappers.backends.annotation import relevance_map
+from wrappers.backends.annotators import VisionLanguageAnnotator
+from wrappers.backends.captioners import TransformersCaptioner
+from wrappers.backends.clip import ClipGrounding
+
+GRID = 8
+
+
+class Measured(NamedTuple):
+    """Numbers of one domain, 0-1; None where there is nothing to measure.
+
+    `exact_match`, `attributes`: captions, and their phrases, equal to the simulator's. `retrieval`: frames whose
+    nearest caption among the domain's different ones is theirs. `relevance_iou`: of the relevance maps with the
+    simulator's. `unfamiliar`: frames that are called unfamiliar.
+    """
+
+    exact_match: float | None
+    attributes: float | None
+    retrieval: float | None
+    relevance_iou: float | None
+    unfamiliar: float
+
+
+def calibrate(folder: Path, parts: Sequence[Frames]) -> float:
+    """The similarity of frame and caption that one in a hundred familiar frames falls short of."""
+    annotator, clip = load(folder)
+    familiar = [part for part in parts if part.domain != "unfamiliar"]
+    similarities = [annotate(annotator, clip, part.images).similarity for part in familiar]
+    return float(np.quantile(np.concatenate(similarities), 0.01))
+
+
+def measure(folder: Path, domains: dict[str, Sequence[Frames]], threshold: float) -> dict[str, Measured]:
+    """Measures the models in a folder, domain by domain."""
+    annotator, clip = load(folder)
+    return {domain: _measure(annotator, clip, parts, threshold) for domain, parts in domains.items()}
+
+
+def load(folder: Path) -> tuple[VisionLanguageAnnotator, ClipGrounding]:
+    """The annotator that the models in a folder make, and its CLIP."""
+    clip = ClipGrounding(folder / "clip", device="cpu")
+    return VisionLanguageAnnotator(TransformersCaptioner(folder / "captioner", device="cpu", batch_size=64), clip), clip
+
+
+class Answers(NamedTuple):
+    """What is said about N frames: captions, "" where there is no usable answer; relevance maps (N, G, G), 0 there;
+    cosine (N,) of each frame and its caption, -1 there."""
+
+    captions: list[str]
+    relevance: np.ndarray
+    similarity: np.ndarray
+
+
+def annotate(annotator: VisionLanguageAnnotator, clip: ClipGrounding, images: np.ndarray) -> Answers:
+    """What the annotator says about uint8 (N, H, W, 3) frames."""
+    answers = Answers([""] * len(images), np.zeros((len(images), GRID, GRID), np.float32), -np.ones(len(images)))
+    embeddings = clip.image_embeddings(list(images))
+    for annotation in annotator.annotate(list(images), range(len(images))):
+        index = annotation.frame_step
+        answers.captions[index] = annotation.caption
+        answers.relevance[index] = annotation.relevance
+        answers.similarity[index] = embeddings[index] @ annotation.caption_embedding
+    return answers
+
+
+def true_relevance(part: Frames) -> np.ndarray:
+    """Relevance maps (N, G, G) that the simulator's masks give."""
+    n, height, width = part.classes.shape
+    patches = part.classes.reshape(n, GRID, height // GRID, GRID, width // GRID)
+    shares = np.stack([(patches == number).mean((2, 4)) for number in range(len(part.class_names))], axis=1)
+    return np.stack([relevance_map(part.objects, share.astype(np.float32)) for share in shares])
+
+
+def _measure(
+    annotator: VisionLanguageAnnotator, clip: ClipGrounding, parts: Sequence[Frames], threshold: float
+) -> Measured:
+    images = np.concatenate([part.images for part in parts])
+    said, relevance, similarity = annotate(annotator, clip, images)
+    is_unfamiliar = (similarity < threshold) | (np.array(said) == UNFAMILIAR)
+    if parts[0].domain == "unfamiliar":
+        return Measured(None, None, None, None, float(is_unfamiliar.mean()))
+    true = [caption for part in parts for caption in part.captions]
+    texts = sorted(set(true))
+    labels = np.array([texts.index(caption) for caption in true])
+    return Measured(
+        exact_match(said, true),
+        attribute_accuracy(said, true),
+        retrieval_accuracy(clip.image_embeddings(list(images)), clip.encode(texts), labels),
+        map_iou(relevance, np.concatenate([true_relevance(part) for part in parts])),
+        float(is_unfamiliar.mean()),
+    )
