@@ -20,10 +20,11 @@ class CommonArgs:
     """budget in simulator steps, action repeat included"""
     action_repeat: int = 4
     """simulator steps per decision"""
-    image_size: int = 84
-    """height and width of the frames in pixels"""
-    network: Literal["auto", "reference", "lite"] = "auto"
-    """reference: conv strides 2,1,1,1 and MLPs of 1024; lite: 2,2,1,1 and 256; auto: lite up to 64 pixels"""
+    preset: Literal["auto", "reference", "lite"] = "auto"
+    """reference: 84 pixels, conv strides 2,1,1,1, MLPs of 1024, batch 128, as published; lite, for a laptop: 64 pixels,
+    strides 2,2,1,1, MLPs of 256, batch 64; auto: lite where --image-size is at most 64"""
+    image_size: int | None = None
+    """height and width of the frames in pixels (reference 84, lite 64)"""
     frame_stack: int = 3
     """frames that the agent sees at once"""
     num_envs: int = 1
@@ -37,7 +38,7 @@ class CommonArgs:
     random_steps: int = 500
     """agent steps with uniformly random actions before learning starts"""
     batch_size: int | None = None
-    """transitions per update (reference network 128, lite 64)"""
+    """transitions per update (reference 128, lite 64)"""
     replay_capacity: int = 100_000
     """transitions kept; older ones are forgotten"""
     eval_every: int = 10_000
@@ -74,14 +75,16 @@ class CommonArgs:
         for name in positive:
             if getattr(self, name) < 1:
                 raise UserError(f"{flag(name)} must be at least 1, got {getattr(self, name)}")
+        if self.preset == "auto":
+            self.preset = "lite" if self.image_size and self.image_size <= 64 else "reference"
+        if self.image_size is None:
+            self.image_size = 84 if self.preset == "reference" else 64
         if self.image_size < 32:
             raise UserError(f"--image-size must be at least 32 pixels, got {self.image_size}; try --image-size 64")
         if self.seed < 0 or self.random_steps < 0:
             raise UserError("--seed and --random-steps must not be negative")
-        if self.network == "auto":
-            self.network = "lite" if self.image_size <= 64 else "reference"
         if self.batch_size is None:
-            self.batch_size = 128 if self.network == "reference" else 64
+            self.batch_size = 128 if self.preset == "reference" else 64
         if self.batch_size < 2:
             raise UserError(f"--batch-size must be at least 2, got {self.batch_size}")
         if not self.cuda:
@@ -90,12 +93,12 @@ class CommonArgs:
     @property
     def conv_strides(self) -> tuple[int, ...]:
         """Strides of the four 3x3 convolutions."""
-        return (2, 1, 1, 1) if self.network == "reference" else (2, 2, 1, 1)
+        return (2, 1, 1, 1) if self.preset == "reference" else (2, 2, 1, 1)
 
     @property
     def hidden_dim(self) -> int:
         """Width of the actor's and the critics' MLPs."""
-        return 1024 if self.network == "reference" else 256
+        return 1024 if self.preset == "reference" else 256
 
 
 def flag(name: str) -> str:
