@@ -10,6 +10,7 @@ from semore_bench import __version__
 COMMANDS = {
     "list": ("semore_bench.listing:list_", "Environments, agents and suites by name."),
     "view": ("semore_bench.view:view", "A video of what an agent would see in an environment."),
+    "sweep": ("semore_bench.sweep:sweep", "A suite times agents times seeds, as runs that survive being killed."),
     "plot": ("semore_bench.plots:plot", "Learning curves of finished or running runs."),
     "train-guidance": ("semore_bench.guidance.command:train_guidance", "The embedded CLIP and captioner, made anew."),
     "doctor": ("semore_bench.doctor:doctor", "Checks whether this machine can train, and what to do if not."),

@@ -1,0 +1,208 @@
+"""Suites: the shipped ones are right, and a mistake in one's own is answered with file, key and what was expected."""
+
+from pathlib import Path
+
+import pytest
+
+from semore_bench import listing, suites
+from wrappers.errors import UserError
+
+GOOD = """
+name = "mine"
+
+[settings]
+preset = "lite"
+batch_size = 8
+
+[agents.drq_sac]
+n_step = 3
+tau = 1
+
+[agents.semore_no_motion]
+agent = "semore_sac"
+motion = false
+
+[[tasks]]
+env_id = "A-v0"
+total_env_steps = 100
+action_repeat = 2
+bounds = [0, 500.0]
+
+[[tasks]]
+env_id = "B-v0"
+total_env_steps = 200
+n_step = 5
+
+[tasks.agents.drq_sac]
+n_step = 7
+batch_size = 9
+"""
+
+OWN_AGENT = """
+from dataclasses import dataclass
+from semore_bench.args import CommonArgs
+import helper_of_mine
+
+@dataclass
+class Args(CommonArgs):
+    strength: float | None = None
+    layers: tuple[int, ...] = (1,)
+    n_step: int = 1
+"""
+
+
+def write(folder: Path, text: str) -> str:
+    file = folder / "mine.toml"
+    file.write_text(text)
+    return str(file)
+
+
+def load(folder: Path, text: str) -> suites.Suite:
+    suite = suites.load_suite(write(folder, text))
+    suites.check(suite)
+    return suite
+
+
+@pytest.mark.parametrize("name", ["smoke", "dmc-lite", "dmc-100k"])
+def test_every_shipped_suite_fits_every_agent(name):
+    suite = suites.load_suite(name)
+    assert suite.name == name
+    assert suites.check(suite, listing.agents())
+    known = {env_id for family in listing.env_ids().values() for env_id in family}
+    assert {task.env_id for task in suite.tasks} <= known
+    for task in suite.tasks:
+        args = [agent.args(**suite.flags(agent, task)) for agent in suites.check(suite, ["drq_sac", "semore_sac"])]
+        for one in args:
+            one.resolve()
+        fields = "preset image_size batch_size conv_strides hidden_dim action_repeat total_env_steps eval_every"
+        assert len({tuple(getattr(one, name) for name in fields.split()) for one in args}) == 1, "not the same terms"
+
+
+def test_the_planet_benchmark_is_as_published():
+    suite = suites.load_suite("dmc-100k")
+    repeats = {task.env_id.split("/")[1].removesuffix("-v0"): task.flags["action_repeat"] for task in suite.tasks}
+    assert repeats == {
+        "cartpole-swingup": 8,
+        "reacher-easy": 4,
+        "cheetah-run": 4,
+        "walker-walk": 2,
+        "finger-spin": 2,
+        "ball_in_cup-catch": 4,
+    }
+    assert {task.flags["total_env_steps"] for task in suite.tasks} == {100_000}
+
+
+def test_the_more_special_setting_wins(tmp_path):
+    suite = load(tmp_path, GOOD)
+    drq, ablation = suites.check(suite, ["drq_sac", "semore_no_motion"])
+    a, b = suite.tasks
+    assert suite.flags(drq, a) == {
+        "env_id": "A-v0",
+        "preset": "lite",
+        "batch_size": 8,
+        "n_step": 3,
+        "tau": 1,
+        "total_env_steps": 100,
+        "action_repeat": 2,
+    }
+    assert (suite.flags(drq, b)["n_step"], suite.flags(drq, b)["batch_size"]) == (7, 9)
+    assert (ablation.name, ablation.file.stem) == ("semore_no_motion", "semore_sac")
+    assert suite.flags(ablation, b) == {
+        "env_id": "B-v0",
+        "preset": "lite",
+        "batch_size": 8,
+        "motion": False,
+        "total_env_steps": 200,
+        "n_step": 5,
+    }
+
+
+def test_flags_as_they_are_typed_are_understood_by_the_agents_own_parser(tmp_path):
+    import tyro
+
+    (tmp_path / "helper_of_mine.py").write_text("")
+    (tmp_path / "own.py").write_text(OWN_AGENT)
+    flags = {"strength": 0.5, "layers": [4, 5], "compile": True, "cuda": False, "env_id": "A-v0", "seed": 3}
+    agent = suites.load_suite("smoke").agent(str(tmp_path / "own.py"))
+    args = tyro.cli(agent.args, args=suites.words(flags))
+    assert args == agent.args(**flags | {"layers": (4, 5)})
+
+
+def test_agents_of_ones_own(tmp_path):
+    (tmp_path / "helper_of_mine.py").write_text("")
+    (tmp_path / "own.py").write_text(OWN_AGENT)
+    suite = load(tmp_path, GOOD + '[agents.strong]\nagent = "own.py"\nstrength = 2\nlayers = [2, 3]\n')
+    assert suite.agent("strong").file == tmp_path / "own.py", "found beside the suite"
+    assert suite.agent(str(tmp_path / "own.py")).name == "own"
+    with pytest.raises(UserError, match=r"\[agents.strong\]: layers must be a list, each a whole number, got \['x'\]"):
+        load(tmp_path, GOOD + '[agents.strong]\nagent = "own.py"\nlayers = ["x"]\n')
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('name = "mine"', "", "name is missing; expected a text in quotes"),
+        ('name = "mine"', 'name = "../mine"', "names a folder"),
+        ('name = "mine"', 'name = "mine', "is not TOML"),
+        ('name = "mine"', 'name = "mine"\nsettigns = {}', "'settigns'; did you mean 'settings'?"),
+        (
+            "batch_size = 8",
+            "batch_sise = 8",
+            "[settings]: drq_sac has no flag 'batch_sise'; did you mean 'batch_size'?",
+        ),
+        ("batch_size = 8", 'batch_size = "8"', '[settings]: batch_size must be a whole number, got "8"'),
+        ("batch_size = 8", "batch_size = 8.5", "batch_size must be a whole number, got 8.5"),
+        ("batch_size = 8", "batch_size = true", "batch_size must be a whole number, got true"),
+        ("batch_size = 8", "batch_size = 1", "[[tasks]] A-v0: --batch-size must be at least 2"),
+        ("batch_size = 8", "seed = 8", "seed is the sweep's to say; use --seeds"),
+        ("batch_size = 8", 'run_dir = "x"', "run_dir is the sweep's to say; use --runs-dir"),
+        ("batch_size = 8", 'env_id = "x"', "[settings]: drq_sac has no flag 'env_id'"),
+        ('"lite"', '"light"', 'preset must be one of "auto", "reference", "lite", got "light"'),
+        ("tau = 1", 'tau = "1"', '[agents.drq_sac]: tau must be a number, got "1"'),
+        ("tau = 1", "motion = true", "[agents.drq_sac]: drq_sac has no flag 'motion'"),
+        ("motion = false", "motion = 0", "motion must be true or false, got 0"),
+        ("[agents.drq_sac]", "[agents.drq_sak]", "there is no agent 'drq_sak'; did you mean 'drq_sac'?"),
+        ('agent = "semore_sac"', 'agent = "semore"', "there is no agent 'semore'; did you mean 'semore_sac'?"),
+        ('agent = "semore_sac"', 'agent = "own.py"', "there is no agent file"),
+        ('env_id = "A-v0"', "", "[[tasks]] number 1: env_id is missing"),
+        ("total_env_steps = 100", "", "[[tasks]] A-v0: total_env_steps is missing; expected a whole number"),
+        ("total_env_steps = 100", 'total_env_steps = "all"', 'total_env_steps must be a whole number, got "all"'),
+        ("action_repeat = 2", "action_repeat = 0", "--action-repeat must be at least 1"),
+        ("bounds = [0, 500.0]", "bounds = [0]", "bounds must be a list of a number and a number, got [0]"),
+        ('"B-v0"', '"A-v0"', "A-v0 is there more than once"),
+        ("n_step = 7", "n_stop = 7", "[tasks.agents.drq_sac]: drq_sac has no flag 'n_stop'; did you mean 'n_step'?"),
+    ],
+)
+def test_mistakes_are_answered_with_file_key_and_what_was_expected(tmp_path, old, new, message):
+    assert old in GOOD
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, GOOD.replace(old, new, 1))
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    if "no agent" not in message:
+        assert str(tmp_path / "mine.toml") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x = 1", "no dataclass Args"),
+        ("import nothing_of_that_name", "cannot be imported: ModuleNotFoundError"),
+        ("from dataclasses import dataclass\n@dataclass\nclass Args:\n    seed: int = 1", "no dataclass Args"),
+    ],
+)
+def test_files_that_are_no_agents(tmp_path, content, message):
+    (tmp_path / "own.py").write_text(content)
+    with pytest.raises(UserError, match=message):
+        suites.check(suites.load_suite("smoke"), [str(tmp_path / "own.py")])
+
+
+def test_names_that_do_not_exist():
+    with pytest.raises(UserError, match="did you mean 'dmc-lite'"):
+        suites.load_suite("dmc-light")
+    with pytest.raises(UserError, match="no file"):
+        suites.load_suite("nowhere/mine.toml")
+    with pytest.raises(UserError, match="did you mean 'drq_sac'"):
+        suites.check(suites.load_suite("smoke"), ["drqsac"])
+    with pytest.raises(UserError, match="twice"):
+        suites.check(suites.load_suite("smoke"), ["drq_sac", "drq_sac"])
