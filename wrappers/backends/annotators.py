@@ -116,7 +116,7 @@ class EmbeddedAnnotator(VisionLanguageAnnotator):
     frames_to_check = 32
 
     def __init__(self, device: str | None = None):
-        super().__init__(make_captioner("embedded", device=device), _make_clip("embedded", device))
+        super().__init__(make_captioner("embedded", device=device), make_clip("embedded", device))
         config = json.loads((embedded_model("clip") / "open_clip_config.json").read_text())
         self._familiar_similarity = config.get("familiar_similarity", -1.0)
         self._checked = self._unfamiliar = 0
@@ -186,11 +186,16 @@ def make_annotator(
         annotator = EmbeddedAnnotator(device)
     else:
         captioner = make_captioner(spec, task_description, device)
-        annotator = VisionLanguageAnnotator(captioner, _make_clip(clip or DEFAULT_CLIP, device))
+        annotator = VisionLanguageAnnotator(captioner, make_clip(clip or DEFAULT_CLIP, device))
     return annotator if cache_directory is None else CachedAnnotator(annotator, cache_directory)
 
 
-def _make_clip(spec: str, device: str | None) -> ClipGrounding:
+def make_clip(spec: str, device: str | None = None) -> ClipGrounding:
+    """Makes the CLIP that a user named: see `clip` of `make_annotator`.
+
+    Raises:
+        UserError: if there is no such model, or it cannot be loaded.
+    """
     from wrappers.backends.clip import ClipGrounding
 
     if spec == "embedded":

@@ -1,0 +1,277 @@
+"""CLIP-SAC: soft actor-critic on what a frozen CLIP sees; what pre-trained features alone buy.
+
+CLIP (Radford et al. 2021, arXiv 2103.00020) looks at every frame; its features of patches, averaged over a coarse
+grid, are projected to the representation of DrQ-SAC. Nothing of CLIP is trained. Frozen features for control were
+compared by Parisi et al. (2022, arXiv 2203.03580), who find that where things are must not be lost, hence the grid.
+
+This is `drq_sac.py` with features in place of convolutions and frames, thus without shifts. Features are computed
+once for each distinct frame and remembered. Before the first update they are centred and scaled as the random steps
+show them: those of similar frames differ little.
+
+Logged: `critic_loss` (mean squared error of both critics), `q` (mean value of the batch), `actor_loss`, `entropy`
+(of the policy, in nats) and `temperature` (the weight of the entropy).
+"""
+
+import copy
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+
+from semore_bench.args import CommonArgs
+from semore_bench.envs import EnvConfig
+from semore_bench.replay import Batch, Replay
+from semore_bench.runs import Run, one_line_errors
+from wrappers.backends.annotators import make_clip
+from wrappers.backends.clip import ClipGrounding
+from wrappers.errors import UserError
+
+
+@dataclass
+class Args(CommonArgs):
+    """CLIP-SAC."""
+
+    clip: str = "embedded"
+    """the frozen model: embedded, <model>:<weights> as open_clip knows them, or a folder in its format"""
+    clip_grid: int = 4
+    """cells per side that the features of patches are averaged over; 0 for the embedding of the whole frame alone"""
+
+    feature_dim: int = 50
+    """length of the representation that actor and critics see"""
+    learning_rate: float = 1e-3
+    """of Adam, for projection, critics, actor and temperature"""
+    init_temperature: float = 0.1
+    """entropy weight to begin with; it is tuned towards an entropy of minus the number of action dimensions"""
+    discount: float = 0.99
+    """per agent step"""
+    n_step: int = 1
+    """rewards summed before the value of what follows is estimated"""
+    tau: float = 0.01
+    """share of the critics that moves into their targets at a time"""
+    actor_every: int = 2
+    """updates of the critics per update of actor, temperature and targets"""
+
+    def env_config(self) -> EnvConfig:
+        """RGB alone."""
+        return EnvConfig(
+            image_size=self.image_size,
+            action_repeat=self.action_repeat,
+            flow=None,
+        )
+
+    def resolve(self) -> None:
+        super().resolve()
+        if self.clip_grid < 0:
+            raise UserError(f"--clip-grid must be at least 0, got {self.clip_grid}")
+
+
+# ---- networks ----
+
+
+class ClipFeatures:
+    """What a frozen CLIP sees in stacks of frames: uint8 (B, k, H, W, 3) -> float32 (B, k * d).
+
+    Each distinct frame is looked at once, when it is first needed, and by itself: its features do not depend on the
+    frames around it, so that a run that is continued, with an empty memory, computes the same. Not a module: the
+    weights belong to no checkpoint.
+
+    Args:
+        clip: the model.
+        grid: cells per side that features of patches are averaged over, or 0: see `Args.clip_grid`.
+        capacity: frames remembered, at 2 bytes per feature; the oldest are forgotten.
+
+    Raises:
+        UserError: the model has fewer patches per side than `grid`.
+    """
+
+    def __init__(self, clip: ClipGrounding, grid: int, capacity: int):
+        if grid > clip.grid:
+            raise UserError(f"--clip-grid must be at most {clip.grid}, the model's patches per side, got {grid}")
+        self.clip, self.grid, self.capacity = clip, grid, capacity
+        self.size = clip.dim * (grid**2 or 1)
+        self.memory: dict[bytes, np.ndarray] = {}
+
+    def __call__(self, stacks: np.ndarray) -> np.ndarray:
+        rows = []
+        for frame in stacks.reshape(-1, *stacks.shape[2:]):
+            key = hashlib.blake2b(frame, digest_size=16).digest()
+            if key not in self.memory:
+                self.memory[key] = self.look(frame).astype(np.float16)
+            rows.append(self.memory[key])
+        while len(self.memory) > self.capacity:
+            del self.memory[next(iter(self.memory))]
+        return np.stack(rows).reshape(len(stacks), -1).astype(np.float32)
+
+    def look(self, frame: np.ndarray) -> np.ndarray:
+        """uint8 (H, W, 3) -> (d,)."""
+        if not self.grid:
+            return self.clip.image_embeddings([frame])[0]
+        patches = torch.from_numpy(self.clip.patch_features([frame])[0]).permute(2, 0, 1)
+        return F.adaptive_avg_pool2d(patches, self.grid).flatten().numpy()
+
+
+class Critic(nn.Module):
+    """Two Q functions: z (B, feature_dim), action (B, A) -> (2, B)."""
+
+    def __init__(self, feature_dim: int, action_dim: int, hidden_dim: int):
+        super().__init__()
+        self.q1 = mlp(feature_dim + action_dim, hidden_dim, 1)
+        self.q2 = mlp(feature_dim + action_dim, hidden_dim, 1)
+
+    def forward(self, z: Tensor, action: Tensor) -> Tensor:
+        x = torch.cat([z, action], -1)
+        return torch.stack([self.q1(x), self.q2(x)]).squeeze(-1)
+
+
+class Actor(nn.Module):
+    """Squashed Gaussian policy: z -> action (B, A) in (-1, 1) and its log-probability (B,)."""
+
+    def __init__(self, feature_dim: int, action_dim: int, hidden_dim: int):
+        super().__init__()
+        self.trunk = mlp(feature_dim, hidden_dim, 2 * action_dim)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = self.trunk(z).chunk(2, -1)
+        log_std = -10 + 6 * (torch.tanh(log_std) + 1)  # between -10 and 2
+        noise = torch.randn_like(mean)
+        raw = mean + noise * log_std.exp()
+        log_prob = -0.5 * noise**2 - log_std - 0.5 * np.log(2 * np.pi)
+        # log(1 - tanh(x)^2), in a form that stays finite
+        log_prob = log_prob - 2 * (np.log(2) - raw - F.softplus(-2 * raw))
+        return torch.tanh(raw), log_prob.sum(-1)
+
+    def mean(self, z: Tensor) -> Tensor:
+        return torch.tanh(self.trunk(z).chunk(2, -1)[0])
+
+
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs)
+    )
+
+
+def orthogonal(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.orthogonal_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+# ---- agent ----
+
+
+class Agent(nn.Module):
+    """Acts and learns; `optimizers` and the module's state are what a checkpoint holds."""
+
+    def __init__(self, action_dim: int, args: Args, device: torch.device):
+        super().__init__()
+        self.args, self.device = args, device
+        self.features = ClipFeatures(make_clip(args.clip, str(device)), args.clip_grid, args.replay_capacity)
+        size = self.features.size * args.frame_stack
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("deviation", torch.ones(()))
+        self.project = nn.Sequential(nn.Linear(size, args.feature_dim), nn.LayerNorm(args.feature_dim), nn.Tanh())
+        self.critic = Critic(args.feature_dim, action_dim, args.hidden_dim)
+        self.actor = Actor(args.feature_dim, action_dim, args.hidden_dim)
+        self.apply(orthogonal)
+        self.target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.log_temperature = nn.Parameter(torch.tensor(np.log(args.init_temperature), dtype=torch.float32))
+        self.target_entropy = -float(action_dim)
+        self.to(device)
+
+        critic = [*self.project.parameters(), *self.critic.parameters()]
+        self.optimizers = {
+            "critic": torch.optim.Adam(critic, args.learning_rate, fused=True),
+            "actor": torch.optim.Adam(self.actor.parameters(), args.learning_rate, fused=True),
+            "temperature": torch.optim.Adam([self.log_temperature], args.learning_rate),
+        }
+        if args.compile:
+            self.critic_loss = torch.compile(self.critic_loss)
+            self.actor_loss = torch.compile(self.actor_loss)
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    def encode(self, seen: Tensor) -> Tensor:
+        """Features (B, k * d) -> z (B, feature_dim)."""
+        return self.project((seen - self.mean) / self.deviation)
+
+    @torch.no_grad()
+    def act(self, observation: dict[str, np.ndarray], deterministic: bool = False) -> np.ndarray:
+        """Stacked observations of N environments -> actions (N, A)."""
+        z = self.encode(self.tensor(self.features(observation["rgb"])))
+        return (self.actor.mean(z) if deterministic else self.actor(z)[0]).cpu().numpy()
+
+    def update(self, replay: Replay, number: int) -> dict[str, Tensor]:
+        """Update `number` (from 0) from the replay; returns what to log, as tensors."""
+        args = self.args
+        if number == 0:
+            self.standardise(self.tensor(self.features(replay.sample(256).rgb)))
+        batch = replay.sample(args.batch_size)
+        loss, z, metrics = self.critic_loss(*self.tensors(batch))
+        self.step("critic", loss)
+
+        if number % args.actor_every == 0:
+            loss, log_prob = self.actor_loss(z.detach())
+            self.step("actor", loss)
+            temperature = self.log_temperature.exp()
+            self.step("temperature", (temperature * (-log_prob - self.target_entropy).detach()).mean())
+            for target, online in zip(self.target.parameters(), self.critic.parameters(), strict=True):
+                target.data.lerp_(online.data, args.tau)
+            metrics |= {"actor_loss": loss.detach(), "entropy": -log_prob.mean(), "temperature": temperature.detach()}
+        return metrics
+
+    def standardise(self, seen: Tensor) -> None:
+        """Makes features such as these (B, k * d) centred and of deviation 1 on average."""
+        self.mean.copy_(seen.mean(0))
+        self.deviation.copy_((seen - self.mean).pow(2).mean().sqrt() + 1e-6)
+
+    def tensors(self, batch: Batch) -> tuple[Tensor, ...]:
+        seen, next_seen = self.tensor(self.features(batch.rgb)), self.tensor(self.features(batch.next_rgb))
+        return seen, next_seen, self.tensor(batch.action), self.tensor(batch.reward), self.tensor(batch.discount)
+
+    def critic_loss(
+        self, seen: Tensor, next_seen: Tensor, action: Tensor, reward: Tensor, discount: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            next_z = self.encode(next_seen)
+            next_action, log_prob = self.actor(next_z)
+            next_value = self.target(next_z, next_action).amin(0) - self.log_temperature.exp() * log_prob
+            goal = reward + discount * next_value
+        z = self.encode(seen)
+        q = self.critic(z, action)
+        loss = F.mse_loss(q, goal.expand_as(q)) * 2  # the sum over both critics
+        return loss, z, {"critic_loss": loss.detach(), "q": q.detach().mean()}
+
+    def actor_loss(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        action, log_prob = self.actor(z)
+        value = self.critic(z, action).amin(0)
+        return (self.log_temperature.exp().detach() * log_prob - value).mean(), log_prob.detach()
+
+    def step(self, name: str, loss: Tensor) -> None:
+        optimizer = self.optimizers[name]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward(inputs=optimizer.param_groups[0]["params"])
+        optimizer.step()
+
+
+# ---- main ----
+
+
+@one_line_errors
+def main(args: Args) -> None:
+    with Run(args, __file__) as run:
+        agent = Agent(run.action_dim, args, run.device)
+        replay = run.make_replay(args.n_step, args.discount)
+        for turn in run.steps(agent, replay):
+            run.send(run.random_action() if turn.random else agent.act(turn.observation))
+            for number in turn.updates:  # while the workers step and render
+                run.log(agent.update(replay, number))
+            replay.add(run.receive())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

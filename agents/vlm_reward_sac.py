@@ -1,0 +1,309 @@
+"""VLM-reward SAC: DrQ-SAC with a reward bonus by CLIP; guidance of the policy (Rocamonde et al. 2024, VLM-RM).
+
+VLM-RM (arXiv 2310.12921) rewards frames by how much they look like a sentence that describes the goal. Goal-baseline
+regularisation leaves out what cannot tell the goal from a neutral description of the scene: the frame's embedding is
+partly projected to the line through the two sentences' embeddings.
+
+In the paper CLIP's reward replaces the environment's; here it is added to it, weighted, when a transition is stored.
+Evaluation and training returns are the environment's alone. The rest is `drq_sac.py`.
+
+Logged: `critic_loss` (mean squared error of both critics), `q` (mean value of the batch), `actor_loss`, `entropy`
+(of the policy, in nats), `temperature` (the weight of the entropy) and `vlm_reward` (of the newest frames, unweighted).
+"""
+
+import copy
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+
+from semore_bench.args import CommonArgs
+from semore_bench.envs import EnvConfig, Step
+from semore_bench.replay import Batch, Replay
+from semore_bench.runs import Run, one_line_errors
+from wrappers.backends.annotators import make_clip
+from wrappers.errors import UserError
+
+SENTENCES = {
+    "ball_in_cup": ("the ball is at the cup", "a ball and a cup"),
+    "cartpole": ("the pole points up", "a pole on a cart"),
+    "cheetah": ("the cheetah is moving right", "a cheetah"),
+    "finger": ("the spinner is turning", "a finger and a spinner"),
+    "pendulum": ("the pole points up", "a pole"),
+    "reacher": ("the fingertip is at the target", "a fingertip and a target"),
+    "walker": ("the walker is upright", "a walker"),
+}
+"""goal and baseline by dm_control's name of the domain; other environments get a sentence made of their id"""
+
+
+@dataclass
+class Args(CommonArgs):
+    """VLM-reward SAC."""
+
+    clip: str = "embedded"
+    """who rewards: embedded, <model>:<weights> as open_clip knows them, or a folder in its format"""
+    goal: str | None = None
+    """a sentence that is true when the task is done (default: made from the environment's id)"""
+    baseline: str | None = None
+    """a neutral sentence on the same scene (default: made from the environment's id)"""
+    vlm_reward_coef: float = 1.0
+    """weight of CLIP's reward, at most 1 per agent step, beside the environment's"""
+    vlm_reward_alpha: float = 0.5
+    """strength of the goal-baseline regularisation: 0 is the cosine similarity of frame and goal, 1 the line alone"""
+
+    feature_dim: int = 50
+    """length of the representation that actor and critics see"""
+    learning_rate: float = 1e-3
+    """of Adam, for encoder, critics, actor and temperature"""
+    init_temperature: float = 0.1
+    """entropy weight to begin with; it is tuned towards an entropy of minus the number of action dimensions"""
+    discount: float = 0.99
+    """per agent step"""
+    n_step: int = 1
+    """rewards summed before the value of what follows is estimated"""
+    tau: float = 0.01
+    """share of the critics that moves into their targets at a time"""
+    actor_every: int = 2
+    """updates of the critics per update of actor, temperature and targets"""
+    shift: int = 4
+    """random shift in pixels"""
+
+    def env_config(self) -> EnvConfig:
+        """RGB alone."""
+        return EnvConfig(
+            image_size=self.image_size,
+            action_repeat=self.action_repeat,
+            flow=None,
+        )
+
+    def resolve(self) -> None:
+        super().resolve()
+        if not 0 <= self.vlm_reward_alpha <= 1:
+            raise UserError(f"--vlm-reward-alpha must be between 0 and 1, got {self.vlm_reward_alpha}")
+        name = re.sub(r"^.*[/:]|-v\d+$", "", self.env_id)
+        words = re.sub(r"[-_]+", " ", name)
+        goal, baseline = SENTENCES.get(name.split("-")[0], (f"{words}, done", words))
+        self.goal, self.baseline = self.goal or goal, self.baseline or baseline
+        if self.goal == self.baseline:
+            raise UserError(f"--goal and --baseline must differ, both are {self.goal!r}")
+
+
+# ---- networks ----
+
+
+class Encoder(nn.Sequential):
+    """Four 3x3 convolutions of 32 filters: (B, channels, H, W) -> (B, 32, h, w)."""
+
+    def __init__(self, channels: int, strides: tuple[int, ...]):
+        layers: list[nn.Module] = []
+        for stride in strides:
+            layers += [nn.Conv2d(channels, 32, 3, stride), nn.ReLU()]
+            channels = 32
+        super().__init__(*layers)
+
+
+class Critic(nn.Module):
+    """Two Q functions: z (B, feature_dim), action (B, A) -> (2, B)."""
+
+    def __init__(self, feature_dim: int, action_dim: int, hidden_dim: int):
+        super().__init__()
+        self.q1 = mlp(feature_dim + action_dim, hidden_dim, 1)
+        self.q2 = mlp(feature_dim + action_dim, hidden_dim, 1)
+
+    def forward(self, z: Tensor, action: Tensor) -> Tensor:
+        x = torch.cat([z, action], -1)
+        return torch.stack([self.q1(x), self.q2(x)]).squeeze(-1)
+
+
+class Actor(nn.Module):
+    """Squashed Gaussian policy: z -> action (B, A) in (-1, 1) and its log-probability (B,)."""
+
+    def __init__(self, feature_dim: int, action_dim: int, hidden_dim: int):
+        super().__init__()
+        self.trunk = mlp(feature_dim, hidden_dim, 2 * action_dim)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = self.trunk(z).chunk(2, -1)
+        log_std = -10 + 6 * (torch.tanh(log_std) + 1)  # between -10 and 2
+        noise = torch.randn_like(mean)
+        raw = mean + noise * log_std.exp()
+        log_prob = -0.5 * noise**2 - log_std - 0.5 * np.log(2 * np.pi)
+        # log(1 - tanh(x)^2), in a form that stays finite
+        log_prob = log_prob - 2 * (np.log(2) - raw - F.softplus(-2 * raw))
+        return torch.tanh(raw), log_prob.sum(-1)
+
+    def mean(self, z: Tensor) -> Tensor:
+        return torch.tanh(self.trunk(z).chunk(2, -1)[0])
+
+
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs)
+    )
+
+
+def orthogonal(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.orthogonal_(module.weight, nn.init.calculate_gain("relu") if isinstance(module, nn.Conv2d) else 1.0)
+        nn.init.zeros_(module.bias)
+
+
+# ---- losses ----
+
+
+def random_shift(frames: Tensor, offset: Tensor) -> Tensor:
+    """Shifts each sample by its own offset, repeating the border: the crop of an edge-padded image.
+
+    frames uint8 (B, k, H, W, c), offset int64 (B, 2) -> uint8 (B, k * c, H, W) in channels-last layout.
+    """
+    batch, stack, height, width, channels = frames.shape
+    y = (torch.arange(height, device=frames.device) + offset[:, :1]).clamp(0, height - 1)
+    x = (torch.arange(width, device=frames.device) + offset[:, 1:]).clamp(0, width - 1)
+    image = torch.arange(batch * stack, device=frames.device).view(batch, 1, 1, stack)
+    rows = (image * height + y[:, :, None, None]) * width + x[:, None, :, None]
+    shifted = frames.reshape(-1, channels).index_select(0, rows.reshape(-1))
+    return shifted.view(batch, height, width, stack * channels).permute(0, 3, 1, 2)
+
+
+def stack_channels(frames: Tensor) -> Tensor:
+    """uint8 (B, k, H, W, c) -> (B, k * c, H, W), as `random_shift` with no offset."""
+    return frames.permute(0, 1, 4, 2, 3).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+
+
+def vlm_reward(seen: Tensor, goal: Tensor, baseline: Tensor, alpha: float) -> Tensor:
+    """Goal-baseline regularised reward of VLM-RM: 1 - |alpha * projected + (1 - alpha) * seen - goal|^2 / 2, with
+    `projected` the point next to `seen` on the line through goal and baseline.
+
+    seen (B, d), goal (d,) and baseline (d,), all unit vectors -> (B,), at most 1.
+    """
+    line = F.normalize(goal - baseline, dim=0)
+    away = seen - goal
+    away = alpha * (away @ line)[:, None] * line + (1 - alpha) * away
+    return 1 - 0.5 * away.pow(2).sum(1)
+
+
+# ---- agent ----
+
+
+class Agent(nn.Module):
+    """Acts and learns; `optimizers` and the module's state are what a checkpoint holds."""
+
+    def __init__(self, action_dim: int, args: Args, device: torch.device):
+        super().__init__()
+        self.args, self.device = args, device
+        self.clip = make_clip(args.clip, str(device))  # not a module: its weights belong to no checkpoint
+        self.sentences = torch.from_numpy(self.clip.encode([args.goal, args.baseline]))
+        self.register_buffer("newest_reward", torch.zeros(()))
+        self.encoder = Encoder(3 * args.frame_stack, args.conv_strides)
+        size = self.encoder(torch.zeros(1, 3 * args.frame_stack, args.image_size, args.image_size)).numel()
+        self.project = nn.Sequential(nn.Linear(size, args.feature_dim), nn.LayerNorm(args.feature_dim), nn.Tanh())
+        self.critic = Critic(args.feature_dim, action_dim, args.hidden_dim)
+        self.actor = Actor(args.feature_dim, action_dim, args.hidden_dim)
+        self.apply(orthogonal)
+        self.target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.log_temperature = nn.Parameter(torch.tensor(np.log(args.init_temperature), dtype=torch.float32))
+        self.target_entropy = -float(action_dim)
+        self.to(device, memory_format=torch.channels_last)
+
+        critic = [*self.encoder.parameters(), *self.project.parameters(), *self.critic.parameters()]
+        self.optimizers = {
+            "critic": torch.optim.Adam(critic, args.learning_rate, fused=True),
+            "actor": torch.optim.Adam(self.actor.parameters(), args.learning_rate, fused=True),
+            "temperature": torch.optim.Adam([self.log_temperature], args.learning_rate),
+        }
+        if args.compile:
+            self.critic_loss = torch.compile(self.critic_loss)
+            self.actor_loss = torch.compile(self.actor_loss)
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    def encode(self, rgb: Tensor) -> Tensor:
+        """uint8 (B, 3k, H, W) -> z (B, feature_dim)."""
+        return self.project(self.encoder(rgb.float().div_(255).sub_(0.5)).flatten(1))
+
+    @torch.no_grad()
+    def act(self, observation: dict[str, np.ndarray], deterministic: bool = False) -> np.ndarray:
+        """Stacked observations of N environments -> actions (N, A)."""
+        z = self.encode(stack_channels(self.tensor(observation["rgb"])))
+        return (self.actor.mean(z) if deterministic else self.actor(z)[0]).cpu().numpy()
+
+    def update(self, replay: Replay, number: int) -> dict[str, Tensor]:
+        """Update `number` (from 0) from the replay; returns what to log, as tensors."""
+        args = self.args
+        batch = replay.sample(args.batch_size)
+        loss, z, metrics = self.critic_loss(*self.augment(batch))
+        self.step("critic", loss)
+        metrics["vlm_reward"] = self.newest_reward.clone()
+
+        if number % args.actor_every == 0:
+            loss, log_prob = self.actor_loss(z.detach())
+            self.step("actor", loss)
+            temperature = self.log_temperature.exp()
+            self.step("temperature", (temperature * (-log_prob - self.target_entropy).detach()).mean())
+            for target, online in zip(self.target.parameters(), self.critic.parameters(), strict=True):
+                target.data.lerp_(online.data, args.tau)
+            metrics |= {"actor_loss": loss.detach(), "entropy": -log_prob.mean(), "temperature": temperature.detach()}
+        return metrics
+
+    def add_reward(self, steps: Sequence[Step]) -> list[Step]:
+        """The steps with the weighted reward for the frames that they led to."""
+        seen = torch.from_numpy(self.clip.image_embeddings([step.observation["rgb"] for step in steps]))
+        rewards = vlm_reward(seen, *self.sentences, self.args.vlm_reward_alpha)
+        self.newest_reward.fill_(rewards.mean())
+        bonuses = (self.args.vlm_reward_coef * rewards).tolist()
+        return [replace(step, reward=step.reward + bonus) for step, bonus in zip(steps, bonuses, strict=True)]
+
+    def augment(self, batch: Batch) -> tuple[Tensor, ...]:
+        offset = torch.randint(-self.args.shift, self.args.shift + 1, (2, len(batch.reward), 2)).to(self.device)
+        rgb = random_shift(self.tensor(batch.rgb), offset[0])
+        next_rgb = random_shift(self.tensor(batch.next_rgb), offset[1])
+        return rgb, next_rgb, self.tensor(batch.action), self.tensor(batch.reward), self.tensor(batch.discount)
+
+    def critic_loss(
+        self, rgb: Tensor, next_rgb: Tensor, action: Tensor, reward: Tensor, discount: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            next_z = self.encode(next_rgb)
+            next_action, log_prob = self.actor(next_z)
+            next_value = self.target(next_z, next_action).amin(0) - self.log_temperature.exp() * log_prob
+            goal = reward + discount * next_value
+        z = self.encode(rgb)
+        q = self.critic(z, action)
+        loss = F.mse_loss(q, goal.expand_as(q)) * 2  # the sum over both critics
+        return loss, z, {"critic_loss": loss.detach(), "q": q.detach().mean()}
+
+    def actor_loss(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        action, log_prob = self.actor(z)
+        value = self.critic(z, action).amin(0)
+        return (self.log_temperature.exp().detach() * log_prob - value).mean(), log_prob.detach()
+
+    def step(self, name: str, loss: Tensor) -> None:
+        optimizer = self.optimizers[name]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward(inputs=optimizer.param_groups[0]["params"])
+        optimizer.step()
+
+
+# ---- main ----
+
+
+@one_line_errors
+def main(args: Args) -> None:
+    with Run(args, __file__) as run:
+        agent = Agent(run.action_dim, args, run.device)
+        replay = run.make_replay(args.n_step, args.discount)
+        for turn in run.steps(agent, replay):
+            run.send(run.random_action() if turn.random else agent.act(turn.observation))
+            for number in turn.updates:  # while the workers step and render
+                run.log(agent.update(replay, number))
+            replay.add(agent.add_reward(run.receive()))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
