@@ -15,7 +15,6 @@ reward) and `interaction` (mean absolute gate of the exchange between the paths,
 
 import copy
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -34,8 +33,9 @@ from wrappers.errors import UserError
 class Args(CommonArgs):
     """Semore-SAC."""
 
-    annotator: Literal["none", "simulator"] = "simulator"
-    """who names what matters in a frame"""
+    annotator: str = "embedded"
+    """who names what matters in a frame: embedded (small, needs no network), transformers:<model or folder>,
+    openai:<base url>#<model>, simulator (of MuJoCo; privileged) or none"""
     semantic: bool = True
     """teach the semantic path with class maps and captions"""
     motion: bool = True
@@ -81,8 +81,7 @@ class Args(CommonArgs):
             image_size=self.image_size,
             action_repeat=self.action_repeat,
             flow=self.flow_estimator if self.motion else None,
-            annotator=self.annotator if self.semantic or self.motion else "none",
-            annotate_every=self.annotate_every,
+            **(self.guidance if self.semantic or self.motion else {}),
         )
 
     def resolve(self) -> None:

@@ -1,10 +1,11 @@
 """The command-line flags that every agent shares, as one dataclass to inherit from."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from wrappers.backends.annotators import check_annotator
 from wrappers.errors import UserError
 
 
@@ -29,10 +30,19 @@ class CommonArgs:
     """frames that the agent sees at once"""
     num_envs: int = 1
     """environments stepped in parallel, each in its own process"""
-    annotator: Literal["none", "simulator"] = "none"
-    """who names what matters in a frame"""
+    annotator: str = "none"
+    """who names what matters in a frame: none, simulator (of MuJoCo; privileged), embedded (small, needs no network),
+    transformers:<model or folder> or openai:<base url>#<model>"""
     annotate_every: int = 8
     """agent steps between two annotated frames"""
+    task_description: str = ""
+    """the task in a sentence, for the prompt of a vision-language model"""
+    clip: str | None = None
+    """who says where things are: <model>:<weights> as open_clip knows them, a folder, or embedded (default: embedded
+    with that annotator, ViT-B-16 with others)"""
+    annotation_cache: str | None = None
+    """folder in which a vision-language model's annotations are kept, for several runs if you like (default: one in
+    the run directory)"""
     flow_estimator: Literal["dis", "farneback", "simulator"] = "dis"
     """how optical flow is computed, for agents that use it"""
     random_steps: int = 500
@@ -75,6 +85,7 @@ class CommonArgs:
         for name in positive:
             if getattr(self, name) < 1:
                 raise UserError(f"{flag(name)} must be at least 1, got {getattr(self, name)}")
+        check_annotator(self.annotator)
         if self.preset == "auto":
             self.preset = "lite" if self.image_size and self.image_size <= 64 else "reference"
         if self.image_size is None:
@@ -89,6 +100,12 @@ class CommonArgs:
             raise UserError(f"--batch-size must be at least 2, got {self.batch_size}")
         if not self.cuda:
             self.device = "cpu"
+
+    @property
+    def guidance(self) -> dict[str, Any]:
+        """The settings of an `EnvConfig` that say who annotates what."""
+        names = "annotator", "annotate_every", "task_description", "clip", "annotation_cache"
+        return {name: getattr(self, name) for name in names}
 
     @property
     def conv_strides(self) -> tuple[int, ...]:

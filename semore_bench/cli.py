@@ -11,7 +11,11 @@ COMMANDS = {
     "list": ("semore_bench.listing:list_", "Environments, agents and suites by name."),
     "view": ("semore_bench.view:view", "A video of what an agent would see in an environment."),
     "sweep": ("semore_bench.sweep:sweep", "A suite times agents times seeds, as runs that survive being killed."),
-    "plot": ("semore_bench.plots:plot", "Learning curves of finished or running runs."),
+    "table": ("semore_bench.tables:table", "Agents compared, with intervals: Markdown, CSV and LaTeX."),
+    "plot": ("semore_bench.plots:plot", "Learning curves, performance profiles, sample efficiency."),
+    "report": ("semore_bench.report:report", "One HTML page: leaderboard, curves, runs, videos."),
+    "results": ("semore_bench.results:results", "A folder of results to keep, and to make again from its CSV file."),
+    "benchmark": ("semore_bench.benchmarks:benchmark", "Speed and memory of agents and wrappers, in comparison."),
     "train-guidance": ("semore_bench.guidance.command:train_guidance", "The embedded CLIP and captioner, made anew."),
     "doctor": ("semore_bench.doctor:doctor", "Checks whether this machine can train, and what to do if not."),
 }

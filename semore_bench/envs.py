@@ -9,7 +9,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -19,10 +19,13 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.wrappers import RescaleAction, TimeLimit
 
 from wrappers import ActionRepeat, CaptionObservation, OpticalFlowObservation, PixelObservation
+from wrappers.backends.annotation import Annotation, Annotator
 from wrappers.backends.opengl import preload_triton
 from wrappers.errors import UserError
 
 META_WORLD = "Meta-World/"
+VLM_FRAME_SIZE = 224
+"""pixels of the frame that is drawn for a vision-language model, where the environment can"""
 DEFAULT_TIME_LIMIT = 10_000
 """simulator steps after which an environment without a time limit of its own is cut"""
 
@@ -32,15 +35,21 @@ class EnvConfig:
     """How an environment is wrapped.
 
     `image_size` in pixels. `action_repeat` in simulator steps per agent step. `flow`: estimator, or None for no flow.
-    `annotator`: who annotates every `annotate_every`-th frame. `quality`: MuJoCo rendering, see `PixelObservation`.
+    `annotator`: who annotates every `annotate_every`-th frame; see `make_annotator`, also for `task_description`,
+    `clip` and `annotation_cache`. `caption_mode`: see `CaptionObservation`; auto is "sync" for the simulator,
+    "pipelined" for the embedded models and "async" for others. `quality`: MuJoCo rendering, see `PixelObservation`.
     `camera`: camera id or name, None for the environment's usual one. `text`: put the caption into the observation.
     """
 
     image_size: int = 84
     action_repeat: int = 4
     flow: Literal["dis", "farneback", "simulator"] | None = "dis"
-    annotator: Literal["none", "simulator"] = "none"
+    annotator: str | Annotator = "none"
     annotate_every: int = 8
+    task_description: str = ""
+    clip: str | None = None
+    annotation_cache: str | None = None
+    caption_mode: Literal["auto", "sync", "pipelined", "async"] = "auto"
     quality: Literal["fast", "reference"] = "fast"
     camera: int | str | None = None
     text: bool = False
@@ -77,9 +86,46 @@ def _wrap(env: gym.Env, env_id: str, config: EnvConfig) -> gym.Env:
     env = PixelObservation(env, size=config.image_size, camera=config.camera, quality=config.quality)
     if config.flow is not None:
         env = OpticalFlowObservation(env, estimator=config.flow)
-    if config.annotator != "none":
-        env = CaptionObservation(env, annotator=config.annotator, every=config.annotate_every, text=config.text)
-    return env
+    return env if config.annotator == "none" else _add_captions(env, config)
+
+
+def _add_captions(env: gym.Env, config: EnvConfig) -> gym.Env:
+    annotator, size = config.annotator, None
+    usual = {"simulator": "sync", "embedded": "pipelined"}.get(annotator, "async")
+    if is_vlm(annotator):
+        size = VLM_FRAME_SIZE
+    if isinstance(annotator, str) and annotator != "simulator":
+        from wrappers.backends.annotators import make_annotator
+
+        # The embedded models are too small to be worth a GPU, and what is on its way there and back.
+        device = "cpu" if annotator == "embedded" else None
+        cache = config.annotation_cache if size else None
+        annotator = make_annotator(annotator, config.task_description, config.clip, device, cache)
+    return CaptionObservation(
+        env,
+        annotator=annotator,
+        every=config.annotate_every,
+        text=config.text,
+        mode=usual if config.caption_mode == "auto" else config.caption_mode,
+        frame_size=size,
+    )
+
+
+def is_vlm(annotator: str | Annotator) -> bool:
+    """Whether a vision-language model is named that is not the embedded one."""
+    return isinstance(annotator, str) and annotator.startswith(("transformers:", "openai:"))
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Stands for an annotator where nothing but the shape of its annotations is asked for."""
+
+    embedding_dim: int
+    grid: int
+    source: str = "nobody"
+
+    def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation]:
+        raise NotImplementedError
 
 
 def _make_base(env_id: str) -> gym.Env:
@@ -206,13 +252,24 @@ class _Maker:
     index: int
 
     def __call__(self) -> gym.Env:
+        config, annotator = self.config, self.config.annotator
+        needs_models = isinstance(annotator, str) and annotator not in ("none", "simulator")
         if multiprocessing.parent_process() is not None:
             # Ctrl-C is the learner's business: it finishes the step, saves, and closes the workers.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             import cv2
 
             cv2.setNumThreads(1)
-        return _Replayable(make_env(self.env_id, self.config), self.index)
+            if needs_models:
+                import torch  # before Mesa, see `preload_triton`
+
+                if annotator == "embedded":
+                    torch.set_num_threads(1)
+        elif needs_models:  # Gymnasium makes one in the learner's process too, and asks for its spaces alone
+            from wrappers.backends.annotators import annotation_shape
+
+            config = replace(config, annotator=_Shape(*annotation_shape(annotator, config.clip)))
+        return _Replayable(make_env(self.env_id, config), self.index)
 
 
 @dataclass(frozen=True)
@@ -262,6 +319,11 @@ class Workers:
 
     def __init__(self, env_id: str, config: EnvConfig, num_envs: int = 1):
         self.env_id, self.num_envs = env_id, num_envs
+        if is_vlm(config.annotator) and num_envs > 1 and config.annotator.startswith("transformers:"):
+            raise UserError(
+                f"{config.annotator} would be loaded by each of {num_envs} environments: serve it (`transformers "
+                "serve`, vLLM, ...) and type --annotator openai:<base url>#<model>, or use one environment"
+            )
         makers = [_Maker(env_id, config, index) for index in range(num_envs)]
         with _main_module_hidden():
             self._envs = _Envs(
@@ -324,6 +386,15 @@ class Workers:
                 Step(**{**vars(step), "next_episode": first[i]}) if done[i] else step for i, step in enumerate(steps)
             ]
         return steps
+
+    def statistics(self) -> dict[str, float]:
+        """What the environments' annotators count: shares and ages on average, everything else in total."""
+        if "relevance" not in self.observation_space.spaces:
+            return {}
+        rows = self._guarded(self._envs.call, "statistics")
+        totals = {name: sum(row[name] for row in rows) for name in rows[0]}
+        is_mean = {name: name.endswith("_share") or name.startswith("age_") for name in totals}
+        return {name: total / (len(rows) if is_mean[name] else 1) for name, total in totals.items()}
 
     def _guarded(self, call, *args, **kwargs):
         try:

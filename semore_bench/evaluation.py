@@ -141,6 +141,8 @@ def film(
         shown = {"rgb"}
     else:
         shown = {"rgb", "flow"}
+    if config.annotator in ("simulator", "embedded"):  # quick enough for what is said to be about the frame shown
+        config = replace(config, annotate_every=1, caption_mode="sync")
     episode, caption = Episode(FIRST_SEED), ""
     with Workers(env_id, config) as workers, VideoWriter(path, fps=15) as video:
         stack = FrameStack(1, frame_stack, flow_bound)

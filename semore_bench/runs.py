@@ -29,9 +29,10 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from semore_bench.args import CommonArgs, flag
-from semore_bench.envs import Step, Workers, episode_seed
+from semore_bench.envs import EnvConfig, Step, Workers, episode_seed, is_vlm
 from semore_bench.evaluation import Episode, evaluate, film
 from semore_bench.replay import Replay
+from wrappers.backends.captioners import make_prompt
 from wrappers.errors import UserError
 
 TRAIN_COLUMNS = "env_step agent_step episode episode_return episode_length success_any success_last".split()
@@ -45,7 +46,7 @@ EVAL_WORKERS = 2
 CHECKPOINT_SECONDS = 120
 HEARTBEAT_SECONDS = 5
 # Settings that say where and how to look at a run, not what it computes.
-_FREE = {"run_dir", "fresh", "track", "capture_video", "cuda"}
+_FREE = {"run_dir", "fresh", "track", "capture_video", "cuda", "annotation_cache"}
 
 
 class Stopped(SystemExit):
@@ -116,7 +117,7 @@ class Run:
         self._lock()
         try:
             config = self._check_settings()
-            self.workers = Workers(self.args.env_id, self.args.env_config(), self.args.num_envs)
+            self.workers = Workers(self.args.env_id, self._env_config(), self.args.num_envs)
         except BaseException:
             self._file.close()
             if not (self.directory / "config.json").exists():  # leave no trace of a run that never was
@@ -206,10 +207,16 @@ class Run:
             "env_id": self.args.env_id,
             "seed": self.args.seed,
             "guidance": self.args.annotator,
+            "prompt": make_prompt(self.args.task_description) if is_vlm(self.args.annotator) else None,
             "args": settings,
             "command": sys.argv,
             **provenance(self.device),
         }
+
+    def _env_config(self) -> EnvConfig:
+        config = self.args.env_config()
+        # What was annotated once is not asked for again, least of all when the run goes on after a crash.
+        return dataclasses.replace(config, annotation_cache=config.annotation_cache or self.directory / "annotations")
 
     def _on_signal(self, number: int, _: Any) -> None:
         if self._stop is not None:  # asked twice: at once
@@ -378,8 +385,10 @@ class Run:
         self._logged = self.env_step, now
         values["speed/wall_seconds"] = seconds
         values["speed/memory_megabytes"] = psutil.Process().memory_info().rss / 1e6
+        for name, value in self.workers.statistics().items():
+            values[f"guidance/{name}"] = value
         if replay.annotation_slots:
-            values["guidance/annotated_share"] = replay.annotated_frames / max(len(replay), 1)
+            values["guidance/frames_in_replay"] = replay.annotated_frames
             values["guidance/annotations_dropped"] = replay.annotations_dropped
         for name, value in values.items():
             self._csv["metrics"].write([self.env_step, self.agent_step, name, f"{value:.6g}"])
@@ -434,7 +443,7 @@ class Run:
 
     def _evaluate(self, agent: torch.nn.Module) -> None:
         args = self.args
-        config = dataclasses.replace(args.env_config(), annotator="none")
+        config = dataclasses.replace(self._env_config(), annotator="none")
         if self._eval_workers is None:
             self._eval_workers = Workers(args.env_id, config, min(EVAL_WORKERS, args.eval_episodes))
 
@@ -451,7 +460,7 @@ class Run:
             )
             if args.capture_video:
                 path = self.directory / "videos" / f"env-step-{self.env_step:09d}.mp4"
-                film(policy, args.env_id, args.env_config(), path, args.frame_stack, self.flow_bound, on_step)
+                film(policy, args.env_id, self._env_config(), path, args.frame_stack, self.flow_bound, on_step)
         except Stopped:  # cut short, and done anew when the run goes on
             self._eval_workers.close()
             self._eval_workers = None

@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from semore_bench.envs import EnvConfig, make_env
 from semore_bench.videos import compose_frame, write_video
+from wrappers.backends.annotators import check_annotator
 from wrappers.errors import UserError
 
 STRIP_MOMENTS = 6
@@ -28,8 +29,10 @@ def view(
     image_size: int = EnvConfig.image_size,
     action_repeat: int = EnvConfig.action_repeat,
     flow: Literal["dis", "farneback", "simulator", "none"] = "dis",
-    annotator: Literal["none", "simulator"] = "none",
+    annotator: str = "none",
     annotate_every: int = EnvConfig.annotate_every,
+    task_description: str = "",
+    clip: str | None = None,
     fps: float = 25,
 ) -> None:
     """Show what an agent would see in an environment that is moved by smooth random actions.
@@ -42,8 +45,11 @@ def view(
         image_size: Height and width of the observation in pixels.
         action_repeat: Simulator steps per agent step.
         flow: Optical flow estimator.
-        annotator: What writes captions and marks what is relevant.
+        annotator: Who writes captions and marks what is relevant: none, simulator, embedded,
+            transformers:<model or folder> or openai:<base url>#<model>.
         annotate_every: Agent steps between annotated frames.
+        task_description: The task in a sentence, for a vision-language model's prompt.
+        clip: Who says where things are, see an agent's `--help`.
         fps: Frames per second of the video, in agent steps.
     """
     if output.suffix.lower() not in (".mp4", ".png"):
@@ -51,12 +57,15 @@ def view(
     for flag, value in (("--steps", steps), ("--fps", fps)):
         if value <= 0:
             raise UserError(f"{flag} must be more than 0, got {value}")
+    check_annotator(annotator)
     config = EnvConfig(
         image_size=image_size,
         action_repeat=action_repeat,
         flow=None if flow == "none" else flow,
         annotator=annotator,
         annotate_every=annotate_every,
+        task_description=task_description,
+        clip=clip,
     )
     console = Console(highlight=False, soft_wrap=True)
     env = make_env(env_id, config)

@@ -1,6 +1,24 @@
-"""Settings for all tests."""
+"""Settings for all tests, and what several of them use."""
 
 import os
 
+import pytest
+
 # One thread per process: several of them share the machine, in the tests more than anywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Tiny embedded models that learned to say of which colour a square is: folder, corpus, model and losses."""
+    import torch
+
+    from semore_bench.guidance.training import Corpus, Settings, train, used_tokens
+    from tests.tiny_guidance import TINY, toy_frames
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("models")
+    corpus = Corpus([toy_frames("box", 200, 0)])
+    model, losses = train(corpus, Settings(updates=80, batch_size=16), folder / "state.pt", TINY)
+    model.save(folder, used_tokens(corpus, model))
+    return folder, corpus, model, losses

@@ -516,25 +516,26 @@ def models(tmp_path_factory):
     return folder
 
 
-def test_embedded_models_are_loaded_from_the_package(models, monkeypatch):
-    monkeypatch.setattr(captioners, "MODELS", models)
+def test_embedded_models_are_loaded_from_the_package(trained, monkeypatch):
+    monkeypatch.setattr(captioners, "MODELS", trained[0])
     env = toy("embedded", text=True)
     assert env.mode == "sync"
     observation, info = env.reset(seed=0)
-    assert observation["caption"] == info["caption"] == "a cart with a pole"
+    assert observation["caption"] == info["caption"]
+    assert info["caption"] in ("a box; it is white", "a box; it is orange")
     assert info["annotations"][0].source == "embedded"
-    assert observation["relevance"].shape == (4, 4)
+    assert observation["relevance"].shape == (8, 8)
     rebuilt = env.spec.make()
     assert rebuilt.reset(seed=0)[1]["annotations"] == info["annotations"]
 
 
 @pytest.mark.parametrize(("threshold", "warned"), [(-1.0, False), (1.01, True)])
-def test_unfamiliar_scenes_are_said_to_be_so(models, tmp_path, monkeypatch, caplog, threshold, warned):
-    shutil.copytree(models, tmp_path, dirs_exist_ok=True)
+def test_unfamiliar_scenes_are_said_to_be_so(trained, tmp_path, monkeypatch, caplog, threshold, warned):
+    shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
     config = tmp_path / "clip" / "open_clip_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"familiar_similarity": threshold}))
     monkeypatch.setattr(captioners, "MODELS", tmp_path)
-    annotator = make_annotator("embedded")
+    annotator = make_annotator("embedded", device="cpu")
     for seed in range(3):
         annotator.annotate(random_frames(16, seed), range(16))
     assert ("does not know this kind of scene" in caplog.text) == warned

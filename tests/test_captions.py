@@ -1,5 +1,6 @@
 """CaptionObservation: which frames are annotated, what of it is observed, and which frame an annotation is about."""
 
+import time
 import warnings
 
 import gymnasium as gym
@@ -95,6 +96,47 @@ def test_observation_holds_the_newest_annotation_and_its_age():
         np.testing.assert_array_equal(observation["relevance"], newest.relevance)
 
 
+def test_pipelined_annotations_come_with_the_next_frame_that_is_due_however_long_they_take():
+    class Dawdler(Looker):
+        def annotate(self, frames, frame_steps):
+            time.sleep(float(random.exponential(0.002)))
+            frames[0].flags.writeable = True  # a copy: the environment has gone on
+            return super().annotate(frames, frame_steps)
+
+    random = np.random.default_rng()  # another course each time
+    expected, frames, frame = [], [], -1
+    at_once = rollout(toy(every=3, text=True), 60)
+    for (observation, info), (_, now) in zip(
+        rollout(toy(every=3, annotator=Dawdler(), mode="pipelined", text=True), 60), at_once, strict=True
+    ):
+        frame += 1
+        due = info["frame_step"] % 3 == 0
+        if not due:
+            assert info["annotations"] == ()
+            continue
+        assert info["annotations"] == tuple(expected)
+        assert info["annotation_ages"] == tuple(frame - number for number in frames)
+        expected, frames = list(now["annotations"]), [frame]
+        if info["frame_step"] == 0:
+            assert observation["caption_age"] == -1, "what comes late is about the episode before"
+        else:
+            assert observation["caption_age"] == 3
+    assert frame > 30
+
+
+def test_mistakes_of_a_pipelined_annotator_come_out():
+    class Broken(Looker):
+        def annotate(self, frames, frame_steps):
+            raise RuntimeError("a bug")
+
+    env = toy(every=2, annotator=Broken(), mode="pipelined")
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    with pytest.raises(RuntimeError, match="a bug"):
+        env.step(env.action_space.sample())
+    env.close()
+
+
 def test_nothing_is_observed_before_the_first_annotation_nor_left_over_from_the_last_episode():
     env = toy(every=2, annotator=Looker(blind=(0, 2, 4, 6)), text=True)  # steps 0 and 4 of two episodes
     for _ in range(2):
@@ -187,6 +229,7 @@ def test_observations_belong_to_the_caller():
         ({"annotator": object()}, "expected 'simulator', 'embedded'"),
         ({"annotator": "none"}, "leave the wrapper out"),
         ({"annotator": "simulator", "mode": "async"}, "use mode='sync'"),
+        ({"annotator": "simulator", "mode": "pipelined"}, "use mode='sync'"),
         ({"annotator": "simulator"}, "not simulated by MuJoCo"),
     ],
 )

@@ -1,6 +1,5 @@
 """The embedded models from nothing: frames, losses, files that other libraries load, and numbers that are right."""
 
-import functools
 import json
 import re
 from dataclasses import replace
@@ -14,9 +13,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from semore_bench.cli import run
 from semore_bench.guidance import metrics
-from semore_bench.guidance.evaluation import GRID, annotate, calibrate, load, measure, true_relevance
-from semore_bench.guidance.frames import UNFAMILIAR, Frames, Shard, collect, load_shard, make_shard, plan
-from semore_bench.guidance.models import MEAN, STD, Sizes, answer_pieces, make_tokenizer, write_clip_config
+from semore_bench.guidance.evaluation import GRID, annotate, calibrate, measure, true_relevance
+from semore_bench.guidance.frames import Shard, collect, load_shard, make_shard, plan
+from semore_bench.guidance.models import MEAN, STD, answer_pieces, make_tokenizer, write_clip_config
 from semore_bench.guidance.training import (
     Corpus,
     Settings,
@@ -28,40 +27,16 @@ from semore_bench.guidance.training import (
     train,
     used_tokens,
 )
+from tests.tiny_guidance import TINY, toy_frames
 from wrappers.backends.annotation import SceneObject
+from wrappers.backends.annotators import VisionLanguageAnnotator
 from wrappers.backends.captioners import TransformersCaptioner, parse_answer
 from wrappers.backends.clip import ClipGrounding
+from wrappers.backends.embedded import UNFAMILIAR, EmbeddedAnnotator
 from wrappers.backends.scenes import BACKGROUND
 from wrappers.errors import UserError
 
 torch.set_num_threads(1)
-
-TINY = Sizes(embedding=16, width=64, layers=2, text_width=32, text_layers=1, caption_width=32, caption_layers=1)
-
-
-def toy_frames(domain: str, count: int, seed: int) -> Frames:
-    """A white or an orange square on blue ground: what the models have to tell is known by construction."""
-    random = np.random.default_rng(seed)
-    images = np.full((count, 64, 64, 3), (40, 60, 120), np.uint8)
-    classes = np.full((count, 64, 64), 1 + BACKGROUND.index("floor"), np.uint8)
-    captions = []
-    for index in range(count):
-        top, left = random.integers(40, size=2)
-        colour = random.choice(["white", "orange"])
-        images[index, top : top + 20, left : left + 20] = {"white": (240, 240, 240), "orange": (220, 120, 30)}[colour]
-        classes[index, top : top + 20, left : left + 20] = 0
-        captions.append(f"a {domain}; it is {colour}")
-    return Frames(domain, images, classes, tuple(captions), (SceneObject("square", 1.0),), ("square", *BACKGROUND))
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Models that learned to say of which colour the square is."""
-    folder = tmp_path_factory.mktemp("models")
-    corpus = Corpus([toy_frames("box", 200, 0)])
-    model, losses = train(corpus, Settings(updates=80, batch_size=16), folder / "state.pt", TINY)
-    model.save(folder, used_tokens(corpus, model))
-    return folder, corpus, model, losses
 
 
 def test_loss_falls_and_held_out_frames_are_described(trained):
@@ -106,6 +81,28 @@ def test_saved_models_compute_what_was_trained(trained):
     torch.testing.assert_close(found, expected, atol=5e-2, rtol=5e-2)
     pixels = processor.image_processor(frames, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(pixels, normalise(images), atol=1e-4, rtol=1e-4)
+
+
+def test_the_embedded_annotator_says_what_its_models_say_one_by_one(trained):
+    """It runs the shared tower once and writes by itself; the libraries' own ways are the reference."""
+    folder, corpus, *_ = trained
+    clip = ClipGrounding(folder / "clip", device="cpu")
+    reference = VisionLanguageAnnotator(TransformersCaptioner(folder / "captioner", device="cpu"), clip)
+    frames = list(corpus.images[:12])
+    annotator = EmbeddedAnnotator(device="cpu", folder=folder)
+    assert (annotator.embedding_dim, annotator.grid) == (reference.embedding_dim, reference.grid)
+    found, expected = annotator.annotate(frames, range(12)), reference.annotate(frames, range(12))
+    assert len({annotation.caption for annotation in expected}) == 2
+    for one, other in zip(found, expected, strict=True):
+        assert (one.caption, one.objects, one.class_names) == (other.caption, other.objects, other.class_names)
+        assert (one.frame_step, one.source) == (other.frame_step, "embedded")
+        np.testing.assert_allclose(one.caption_embedding, other.caption_embedding, atol=1e-5)
+        np.testing.assert_allclose(one.patch_probabilities, other.patch_probabilities, atol=1e-4)
+    captions = [annotation.caption for annotation in expected]
+    similarities = (clip.image_embeddings(frames) * clip.encode(captions)).sum(1)
+    np.testing.assert_allclose(annotator.similarities(captions), similarities, atol=1e-5)
+    alone = annotator.annotate(frames[3:4], [7])[0]
+    assert alone.caption == captions[3], "whatever else is in the batch"
 
 
 def test_open_clip_loads_the_folder_with_its_own_preprocessing(trained):
@@ -248,17 +245,16 @@ def test_answers_survive_the_tokenizer_and_the_parser():
 
 
 def test_unusable_answers_count_as_wrong(trained):
-    annotator, clip = load(trained[0])
-    annotator.captioner.describe = lambda frames: [None] * len(frames)
-    answers = annotate(annotator, clip, toy_frames("box", 2, 0).images)
+    annotator = EmbeddedAnnotator(folder=trained[0])
+    annotator._write = lambda tokens: [""] * len(tokens)
+    answers = annotate(annotator, toy_frames("box", 2, 0).images)
     assert answers.captions == ["", ""]
     assert not answers.relevance.any()
     assert (answers.similarity == -1).all()
 
 
 def test_the_command_makes_models_and_cards(tmp_path, monkeypatch, capsys):
-    short = functools.partial(TransformersCaptioner, max_new_tokens=6)  # two updates do not teach it to come to an end
-    monkeypatch.setattr("semore_bench.guidance.evaluation.TransformersCaptioner", short)
+    monkeypatch.setattr("wrappers.backends.embedded.MAX_PIECES", 6)  # two updates do not teach it to come to an end
     monkeypatch.setattr("semore_bench.guidance.frames.UNFAMILIAR_TASKS", ("dm_control/fish-swim-v0",))
     models = tmp_path / "models"
     numbers = "--frames 10 --updates 2 --batch-size 8 --workers 1".split()
@@ -274,7 +270,7 @@ def test_the_command_makes_models_and_cards(tmp_path, monkeypatch, capsys):
         assert len(re.findall(r"^\| pendulum \| [01]\.\d\d \|", card, re.MULTILINE)) == 2
         assert len(re.findall(r"^\| cartpole \(left out\) \| [01]\.\d\d \|", card, re.MULTILINE)) == 2
     assert sum(file.stat().st_size for file in models.rglob("*")) < 20e6
-    load(models)
+    EmbeddedAnnotator(folder=models).annotate([np.zeros((64, 64, 3), np.uint8)], [0])
 
 
 def test_mistakes_are_explained(tmp_path, capsys):

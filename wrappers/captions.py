@@ -15,12 +15,16 @@ from wrappers.backends.annotation import (
     Annotation,
     Annotator,
     AsyncAnnotator,
+    PipelinedAnnotator,
     Request,
     SyncAnnotator,
 )
 from wrappers.errors import UserError
 
-Mode = Literal["sync", "async"]
+Mode = Literal["sync", "pipelined", "async"]
+
+
+REQUESTS = {"sync": SyncAnnotator, "pipelined": PipelinedAnnotator, "async": AsyncAnnotator}
 
 
 class CaptionObservation(gym.Wrapper, RecordConstructorArgs):
@@ -48,6 +52,8 @@ class CaptionObservation(gym.Wrapper, RecordConstructorArgs):
         every: the first frame of each episode is annotated, then every such agent step.
         text: puts the caption into the observation.
         mode: "sync": `reset` and `step` return when the annotation is done, so that results are deterministic.
+            "pipelined": the annotation is made while the environment goes on, and handed over when the next frame is
+            to be annotated; deterministic too, and waited for only where the annotator is slower than that.
             "async": they never wait, and annotations come when they are done. By default "async" for the names
             "transformers:..." and "openai:...", "sync" for everything else.
         frame_size: the annotator gets a picture of its own, drawn with this height and width in pixels, where a
@@ -89,14 +95,14 @@ class CaptionObservation(gym.Wrapper, RecordConstructorArgs):
         self.mode = mode or default_mode(annotator)
         self.annotator = find_annotator(annotator)
         if hasattr(self.annotator, "attach"):
-            if self.mode == "async":
+            if self.mode != "sync":
                 raise UserError(f"annotator {self.annotator.source!r} sees the present alone: use mode='sync'")
             # `env.spec` may build several environments from one annotator: what it is attached to must not be shared.
             self.annotator = copy.copy(self.annotator)
             self.annotator.attach(env)
         added = annotation_spaces(self.annotator, text)
         self.observation_space = spaces.Dict({**env.observation_space.spaces, **added})
-        self._requests = AsyncAnnotator(self.annotator) if self.mode == "async" else SyncAnnotator(self.annotator)
+        self._requests = REQUESTS[self.mode](self.annotator)
         self._track = CaptionTrack(self.annotator, text)
         self._renderer = _own_renderer(env, frame_size)
 
@@ -220,8 +226,8 @@ def check_arguments(space: spaces.Space, every: int, mode: Mode | None) -> None:
         )
     if not isinstance(every, int) or every < 1:
         raise UserError(f"every must be a number of agent steps, at least 1, got {every!r}")
-    if mode not in (None, "sync", "async"):
-        raise UserError(f"unknown mode {mode!r}: expected 'sync' or 'async'")
+    if mode is not None and mode not in REQUESTS:
+        raise UserError(f"unknown mode {mode!r}: expected one of {', '.join(REQUESTS)}")
 
 
 def default_mode(annotator: str | Annotator) -> Mode:

@@ -8,14 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from semore_bench.guidance.frames import UNFAMILIAR, Frames
+from semore_bench.guidance.frames import Frames
 from semore_bench.guidance.metrics import attribute_accuracy, exact_match, map_iou, retrieval_accuracy
 from wrappers.backends.annotation import relevance_map
-from wrappers.backends.annotators import VisionLanguageAnnotator
-from wrappers.backends.captioners import TransformersCaptioner
-from wrappers.backends.clip import ClipGrounding
+from wrappers.backends.embedded import UNFAMILIAR, EmbeddedAnnotator
 
 GRID = 8
+BATCH = 64
 
 
 class Measured(NamedTuple):
@@ -35,22 +34,16 @@ class Measured(NamedTuple):
 
 def calibrate(folder: Path, parts: Sequence[Frames]) -> float:
     """The similarity of frame and caption that one in a hundred familiar frames falls short of."""
-    annotator, clip = load(folder)
+    annotator = EmbeddedAnnotator(folder=folder)
     familiar = [part for part in parts if part.domain != "unfamiliar"]
-    similarities = [annotate(annotator, clip, part.images).similarity for part in familiar]
+    similarities = [annotate(annotator, part.images).similarity for part in familiar]
     return float(np.quantile(np.concatenate(similarities), 0.01))
 
 
 def measure(folder: Path, domains: dict[str, Sequence[Frames]], threshold: float) -> dict[str, Measured]:
     """Measures the models in a folder, domain by domain."""
-    annotator, clip = load(folder)
-    return {domain: _measure(annotator, clip, parts, threshold) for domain, parts in domains.items()}
-
-
-def load(folder: Path) -> tuple[VisionLanguageAnnotator, ClipGrounding]:
-    """The annotator that the models in a folder make, and its CLIP."""
-    clip = ClipGrounding(folder / "clip", device="cpu")
-    return VisionLanguageAnnotator(TransformersCaptioner(folder / "captioner", device="cpu", batch_size=64), clip), clip
+    annotator = EmbeddedAnnotator(folder=folder)
+    return {domain: _measure(annotator, parts, threshold) for domain, parts in domains.items()}
 
 
 class Answers(NamedTuple):
@@ -62,15 +55,17 @@ class Answers(NamedTuple):
     similarity: np.ndarray
 
 
-def annotate(annotator: VisionLanguageAnnotator, clip: ClipGrounding, images: np.ndarray) -> Answers:
+def annotate(annotator: EmbeddedAnnotator, images: np.ndarray) -> Answers:
     """What the annotator says about uint8 (N, H, W, 3) frames."""
-    answers = Answers([""] * len(images), np.zeros((len(images), GRID, GRID), np.float32), -np.ones(len(images)))
-    embeddings = clip.image_embeddings(list(images))
-    for annotation in annotator.annotate(list(images), range(len(images))):
-        index = annotation.frame_step
-        answers.captions[index] = annotation.caption
-        answers.relevance[index] = annotation.relevance
-        answers.similarity[index] = embeddings[index] @ annotation.caption_embedding
+    answers = Answers([""] * len(images), np.zeros((len(images), GRID, GRID), np.float32), np.empty(len(images)))
+    for start in range(0, len(images), BATCH):
+        batch = range(start, min(start + BATCH, len(images)))
+        for annotation in annotator.annotate(list(images[batch.start : batch.stop]), batch):
+            answers.captions[annotation.frame_step] = annotation.caption
+            answers.relevance[annotation.frame_step] = annotation.relevance
+        answers.similarity[batch.start : batch.stop] = annotator.similarities(
+            answers.captions[batch.start : batch.stop]
+        )
     return answers
 
 
@@ -82,11 +77,9 @@ def true_relevance(part: Frames) -> np.ndarray:
     return np.stack([relevance_map(part.objects, share.astype(np.float32)) for share in shares])
 
 
-def _measure(
-    annotator: VisionLanguageAnnotator, clip: ClipGrounding, parts: Sequence[Frames], threshold: float
-) -> Measured:
+def _measure(annotator: EmbeddedAnnotator, parts: Sequence[Frames], threshold: float) -> Measured:
     images = np.concatenate([part.images for part in parts])
-    said, relevance, similarity = annotate(annotator, clip, images)
+    said, relevance, similarity = annotate(annotator, images)
     is_unfamiliar = (similarity < threshold) | (np.array(said) == UNFAMILIAR)
     if parts[0].domain == "unfamiliar":
         return Measured(None, None, None, None, float(is_unfamiliar.mean()))
@@ -96,7 +89,7 @@ def _measure(
     return Measured(
         exact_match(said, true),
         attribute_accuracy(said, true),
-        retrieval_accuracy(clip.image_embeddings(list(images)), clip.encode(texts), labels),
+        retrieval_accuracy(annotator.clip.image_embeddings(list(images)), annotator.clip.encode(texts), labels),
         map_iou(relevance, np.concatenate([true_relevance(part) for part in parts])),
         float(is_unfamiliar.mean()),
     )

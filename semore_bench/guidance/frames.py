@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from semore_bench.envs import EnvConfig, make_env
 from wrappers.backends.annotation import SceneObject, clean_text
+from wrappers.backends.embedded import UNFAMILIAR
 from wrappers.backends.mujoco import find_simulation
 from wrappers.backends.scenes import BACKGROUND, find_scene
 from wrappers.backends.simulator import View
@@ -28,9 +29,6 @@ SIZE = 64  # pixels
 SHARD_FRAMES = 500
 HELD_OUT_FRAMES = 250  # per task, once as environments look and once varied
 EPISODE_FRAMES = 10  # between two changes of look
-
-UNFAMILIAR = "an unfamiliar scene"
-"""the caption of every scene that the models cannot describe"""
 
 DOMAINS: dict[str, tuple[str, ...]] = {
     "cartpole": ("dm_control/cartpole-swingup-v0",),

@@ -12,6 +12,7 @@ import time
 import unicodedata
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -391,6 +392,37 @@ class SyncAnnotator:
 
     def close(self) -> None:
         """Does nothing: there is nothing under way."""
+
+
+class PipelinedAnnotator(SyncAnnotator):
+    """Annotates requests in a thread of its own, and hands them over when the next ones are made.
+
+    Which annotation comes when is fixed, so that results are deterministic; nobody waits unless annotating takes
+    longer than the time from one request to the next.
+    """
+
+    def __init__(self, annotator: Annotator):
+        super().__init__(annotator)
+        self._thread = ThreadPoolExecutor(1, "annotator")
+        self._under_way: Future | None = None
+        self._handed: dict[Hashable, Annotation] = {}
+
+    def request(self, requests: Sequence[Request]) -> None:
+        """Waits for the requests before these, and asks for these; frames are copied."""
+        if self._under_way is not None:
+            self._under_way.result()  # or the exception
+        self._handed |= super().finished()
+        copies = [replace(request, frame=request.frame.copy()) for request in requests]
+        self._under_way = self._thread.submit(super().request, copies)
+
+    def finished(self) -> dict[Hashable, Annotation]:
+        """Hands over what was asked for before the last requests, by key."""
+        handed, self._handed = self._handed, {}
+        return handed
+
+    def close(self) -> None:
+        """Ends the thread, once what is under way is done."""
+        self._thread.shutdown(cancel_futures=True)
 
 
 class AsyncAnnotator:

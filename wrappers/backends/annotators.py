@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,12 +25,8 @@ from wrappers.errors import UserError
 if TYPE_CHECKING:
     from wrappers.backends.clip import ClipGrounding
 
-logger = logging.getLogger(__name__)
-
 BACKGROUND = ("floor", "sky", "wall", "background")
 DEFAULT_CLIP = "ViT-B-16:laion2b_s34b_b88k"
-UNFAMILIAR = "an unfamiliar scene"
-"""what the embedded captioner says of scenes that it knows it does not know"""
 
 
 class VisionLanguageAnnotator:
@@ -49,10 +44,15 @@ class VisionLanguageAnnotator:
     def __init__(self, captioner: Captioner, clip: ClipGrounding, background: Sequence[str] = BACKGROUND):
         if not 1 <= len(background) <= MAX_CLASSES - MAX_OBJECTS:
             raise ValueError(f"1-{MAX_CLASSES - MAX_OBJECTS} background classes are possible, got {background}")
-        self.captioner, self.clip, self.background = captioner, clip, tuple(background)
-        self.source = captioner.source
-        self.identity = f"{captioner.identity} | {clip.identity} | {self.background}"
-        self.embedding_dim, self.grid = clip.dim, clip.grid
+        self.captioner, self.clip = captioner, clip
+        self._set_up(captioner.source, f"{captioner.identity} | {clip.identity}", clip.dim, clip.grid, background)
+
+    def _set_up(
+        self, source: str, identity: str, embedding_dim: int, grid: int, background: Sequence[str] = BACKGROUND
+    ) -> None:
+        self.background = tuple(background)
+        self.source, self.identity = source, f"{identity} | {self.background}"
+        self.embedding_dim, self.grid = embedding_dim, grid
         self._objects: tuple[SceneObject, ...] = ()  # of the last usable answer
         self._answers = self._unusable = 0
 
@@ -63,9 +63,7 @@ class VisionLanguageAnnotator:
             AnnotatorUnavailable: if the captioner cannot answer now.
         """
         annotations = []
-        descriptions = self.captioner.describe(frames)
-        features = self.clip.patch_features(frames)
-        for description, feature, frame_step in zip(descriptions, features, frame_steps, strict=True):
+        for description, feature, frame_step in zip(*self._look(frames), frame_steps, strict=True):
             self._answers += 1
             source = self.source
             if description is None:
@@ -81,6 +79,9 @@ class VisionLanguageAnnotator:
     def statistics(self) -> dict[str, float]:
         """Counts since construction: `answers`, and how many of them were `unusable_answers`."""
         return {"answers": self._answers, "unusable_answers": self._unusable}
+
+    def _look(self, frames: Sequence[np.ndarray]) -> tuple[list[Description | None], np.ndarray]:
+        return self.captioner.describe(frames), self.clip.patch_features(frames)
 
     def _ground(self, description: Description, features: np.ndarray, frame_step: int, source: str) -> Annotation:
         objects = description.objects
@@ -100,51 +101,26 @@ class VisionLanguageAnnotator:
         )
 
 
-class EmbeddedAnnotator(VisionLanguageAnnotator):
-    """The small models that come with the package; shown a kind of scene that they do not know, it logs a warning.
+def check_annotator(spec: str) -> None:
+    """Raises `UserError` unless `spec` has the form of what `make_annotator` takes; nothing is loaded."""
+    if spec not in ("none", "simulator", "embedded") and not spec.startswith(("transformers:", "openai:")):
+        raise UserError(
+            f"unknown annotator {spec!r}: expected none, simulator, embedded, transformers:<name or folder> or "
+            "openai:<base url>#<model>"
+        )
 
-    A frame is unfamiliar if the captioner says so, or if its CLIP embedding is less similar to the caption's than
-    `familiar_similarity` in the CLIP's configuration. The first frames are checked, and most of them count.
 
-    Args:
-        device: a torch device; by default the GPU where there is one.
-
-    Raises:
-        UserError: if the models are missing.
-    """
-
-    frames_to_check = 32
-
-    def __init__(self, device: str | None = None):
-        super().__init__(make_captioner("embedded", device=device), make_clip("embedded", device))
-        config = json.loads((embedded_model("clip") / "open_clip_config.json").read_text())
-        self._familiar_similarity = config.get("familiar_similarity", -1.0)
-        self._checked = self._unfamiliar = 0
-
-    def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation]:
-        """Annotates uint8 (H, W, 3) frames, in one batch."""
-        annotations = super().annotate(frames, frame_steps)
-        if self._checked < self.frames_to_check and len(annotations) == len(frames):
-            self._check(frames, annotations)
-        return annotations
-
-    def statistics(self) -> dict[str, float]:
-        """Those of `VisionLanguageAnnotator`, and the `unfamiliar_share` of the frames that were checked."""
-        return super().statistics() | {"unfamiliar_share": self._unfamiliar / max(self._checked, 1)}
-
-    def _check(self, frames: Sequence[np.ndarray], annotations: Sequence[Annotation]) -> None:
-        captions = np.stack([annotation.caption_embedding for annotation in annotations])
-        similarities = (self.clip.image_embeddings(frames) * captions).sum(1)
-        said = np.array([annotation.caption == UNFAMILIAR for annotation in annotations])
-        self._checked += len(frames)
-        self._unfamiliar += int((said | (similarities < self._familiar_similarity)).sum())
-        if self._checked >= self.frames_to_check and self._unfamiliar > self._checked / 2:
-            logger.warning(
-                "annotator 'embedded' does not know this kind of scene (%d of %d frames): its captions and maps mean "
-                "little here; name a real model, transformers:<name> or openai:<base url>#<model>",
-                self._unfamiliar,
-                self._checked,
-            )
+def annotation_shape(spec: str, clip: str | None = None) -> tuple[int, int]:
+    """Length of the embeddings and patches per side of what `make_annotator` makes, without loading a captioner."""
+    clip = clip or ("embedded" if spec == "embedded" else DEFAULT_CLIP)
+    folder = embedded_model("clip") if clip == "embedded" else Path(clip)
+    if folder.is_dir():
+        config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+        vision = config["vision_cfg"]
+        if "patch_size" in vision:
+            return config["embed_dim"], vision["image_size"] // vision["patch_size"]
+    made = make_clip(clip, "cpu")
+    return made.dim, made.grid
 
 
 def make_annotator(
@@ -177,12 +153,10 @@ def make_annotator(
         from wrappers.backends.simulator import SimulatorAnnotator
 
         return SimulatorAnnotator()
-    if spec != "embedded" and not spec.startswith(("transformers:", "openai:")):
-        raise UserError(
-            f"unknown annotator {spec!r}: expected none, simulator, embedded, transformers:<name or folder> or "
-            "openai:<base url>#<model>"
-        )
+    check_annotator(spec)
     if spec == "embedded" and clip in (None, "embedded"):
+        from wrappers.backends.embedded import EmbeddedAnnotator
+
         annotator = EmbeddedAnnotator(device)
     else:
         captioner = make_captioner(spec, task_description, device)

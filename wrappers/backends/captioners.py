@@ -186,7 +186,7 @@ class TransformersCaptioner:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if dtype == "auto" and device == "cpu":
             dtype = "float32"
-        self._processor, self._model = _load_transformers(str(model), device, dtype)
+        self._processor, self._model = load_transformers(str(model), device, dtype)
         fixed_size = dict(self._processor.image_processor.size or {}).get("height") or image_size
         self.image_size = min(image_size, fixed_size)
         weights = fingerprint(model) if Path(model).is_dir() else f"{model} {self._model.config._commit_hash}"
@@ -216,9 +216,11 @@ class TransformersCaptioner:
         return self._processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def _load_transformers(model: str, device: str, dtype: str) -> tuple[Any, Any]:
+def load_transformers(model: str, device: str, dtype: str) -> tuple[Any, Any]:
     import transformers
 
+    if Path(model).is_dir():  # nothing to wait for
+        transformers.utils.logging.disable_progress_bar()
     try:
         processor = transformers.AutoProcessor.from_pretrained(model, trust_remote_code=False)
         network = transformers.AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, trust_remote_code=False)

@@ -6,7 +6,7 @@ import difflib
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import open_clip
@@ -30,6 +30,14 @@ TEMPLATES = (
     "there is a {} in the scene.",
 )
 _MAX_REMEMBERED = 4096  # texts whose embeddings are kept
+
+
+class Look(NamedTuple):
+    """What is seen in n images: unit vectors (n, d) and (n, G, G, d), and patch tokens (n, G * G, width)."""
+
+    images: np.ndarray
+    patches: np.ndarray
+    tokens: Tensor
 
 
 class ClipGrounding:
@@ -88,6 +96,7 @@ class ClipGrounding:
         self._mean, self._std = (
             255 * torch.tensor(preprocessing[key], device=self.device).view(3, 1, 1) for key in ("mean", "std")
         )
+        self._mode = mode
         self._dense = _dense_encoder(self._model.visual, name, mode)
         with torch.inference_mode():
             _, rows, columns, self.dim = self._dense(torch.zeros(1, 3, *self._size, device=self.device)).shape
@@ -124,6 +133,17 @@ class ClipGrounding:
         """Which of K classes each patch shows: float32 (n, K, grid, grid), sums to 1 over K."""
         classes = self.encode_classes(class_names)
         return np.stack([patch_probabilities(features, classes) for features in self.patch_features(frames)])
+
+    @torch.inference_mode()
+    def look(self, frames: Sequence[np.ndarray]) -> Look:
+        """Everything that a vision transformer sees in uint8 (H, W, 3) frames, in a single pass."""
+        visual, images = self._model.visual, torch.cat([self._preprocess(frame) for frame in frames])
+        tokens = _tokens_before_last(visual, images)
+        patches = F.normalize(_dense_last(visual, tokens, self._mode), dim=-1)
+        tokens = visual.transformer.resblocks[-1](tokens)
+        pooled, _ = visual._pool(tokens)
+        embeddings = F.normalize(pooled @ visual.proj, dim=-1)
+        return Look(embeddings.cpu().numpy(), patches.cpu().numpy(), tokens[:, 1:])
 
     @torch.inference_mode()
     def image_embeddings(self, frames: Sequence[np.ndarray]) -> np.ndarray:
@@ -221,11 +241,19 @@ def _refusal(name: str, reason: str) -> str:
 
 
 def _dense_transformer(visual: VisionTransformer, images: Tensor, mode: Mode) -> Tensor:
-    """The last block's attention alone, without residual and MLP: softmax(q q^T) v ("clearclip") or v ("maskclip")."""
+    return _dense_last(visual, _tokens_before_last(visual, images), mode)
+
+
+def _tokens_before_last(visual: VisionTransformer, images: Tensor) -> Tensor:
     tokens = visual._embeds(images)
-    *blocks, last = visual.transformer.resblocks
-    for block in blocks:
+    for block in visual.transformer.resblocks[:-1]:
         tokens = block(tokens)
+    return tokens
+
+
+def _dense_last(visual: VisionTransformer, tokens: Tensor, mode: Mode) -> Tensor:
+    """The last block's attention alone, without residual and MLP: softmax(q q^T) v ("clearclip") or v ("maskclip")."""
+    last = visual.transformer.resblocks[-1]
     attention = last.attn
     query, _, value = F.linear(last.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=-1)
     if mode == "clearclip":

@@ -8,8 +8,9 @@ from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
-from wrappers.backends.annotation import Annotation, Annotator, AsyncAnnotator, Request, SyncAnnotator
+from wrappers.backends.annotation import Annotation, Annotator, Request
 from wrappers.captions import (
+    REQUESTS,
     CaptionTrack,
     Mode,
     annotation_spaces,
@@ -34,7 +35,7 @@ class CaptionObservation(VectorWrapper, RecordConstructorArgs):
             to see into each sub-environment.
         every: the first frame of each episode is annotated, then every such agent step.
         text: puts the captions into the observation.
-        mode: "sync" or "async"; by default "async" for the names "transformers:..." and "openai:...".
+        mode: "sync", "pipelined" or "async"; by default "async" for the names "transformers:..." and "openai:...".
 
     Raises:
         UserError: if an argument is not as said above.
@@ -86,7 +87,7 @@ class CaptionObservation(VectorWrapper, RecordConstructorArgs):
         added = annotation_spaces(self.annotator, text)
         self.single_observation_space = spaces.Dict({**env.single_observation_space.spaces, **added})
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
-        self._requests = AsyncAnnotator(self.annotator) if self.mode == "async" else SyncAnnotator(self.annotator)
+        self._requests = REQUESTS[self.mode](self.annotator)
         self._tracks = [CaptionTrack(self.annotator, text) for _ in range(env.num_envs)]
         self._ended = np.zeros(env.num_envs, bool)
         # Finished annotations of each sub-environment that were not handed over yet.

@@ -1,0 +1,218 @@
+"""What a training step of each agent costs, and our DrQ-v2 against the official one."""
+
+import importlib.util
+import runpy
+import statistics
+import sys
+import time
+import types
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from semore_bench.benchmarks.stepper import Stepper
+from semore_bench.envs import EnvConfig, Workers
+from semore_bench.listing import ROOT, agents
+from wrappers.errors import UserError
+
+OFFICIAL = "drqv2-official"
+
+
+@dataclass
+class Agents:
+    """Milliseconds of acting, stepping, sampling and updating, memory, and bytes of the replay, agent by agent."""
+
+    names: tuple[str, ...] = ()
+    """agents to measure (default: all)"""
+    env_id: str = "dm_control/cartpole-swingup-v0"
+    """where they learn"""
+    preset: str = "lite"
+    """as of the agents: reference or lite"""
+    batch_size: int | None = None
+    """transitions per update (default: the preset's)"""
+    action_repeat: int = 4
+    """simulator steps per agent step"""
+    blocks: int = 5
+    """how often each agent gets its turn"""
+    block_steps: int = 20
+    """agent steps, with an update each, in a turn"""
+    twin: str = "drq_sac"
+    """the agent that the others' updates are compared with"""
+    against: tuple[str, Path] | None = None
+    """`drqv2-official PATH`: measure instead our DrQ-v2 update against the official one, from a checkout of its code"""
+
+    def run(self) -> None:
+        """Measures, and prints a table."""
+        if self.blocks < 1 or self.block_steps < 1:
+            raise UserError("--blocks and --block-steps must be at least 1")
+        console = Console(width=max(Console().width, 120))
+        if self.against is None:
+            console.print(self._all_agents())
+        elif self.against[0] == OFFICIAL:
+            console.print(self._against_official(self.against[1]))
+        else:
+            raise UserError(f"--against {self.against[0]} is not known; expected {OFFICIAL} and the folder of its code")
+
+    def _all_agents(self) -> Table:
+        known = agents()
+        names = list(dict.fromkeys([self.twin, *(self.names or known)]))
+        for name in names:
+            if name not in known:
+                raise UserError(f"there is no agent {name!r}; expected some of {', '.join(known)}")
+        flags = ["--env-id", self.env_id, "--preset", self.preset, "--action-repeat", str(self.action_repeat)]
+        flags += ["--random-steps", str(2 * self.block_steps)]
+        flags += [] if self.batch_size is None else ["--batch-size", str(self.batch_size)]
+        environment = self._environment_milliseconds()
+        with ExitStack() as stack:
+            steppers = {name: stack.enter_context(Stepper(ROOT / "agents" / f"{name}.py", flags)) for name in names}
+            for stepper in steppers.values():
+                stepper.run(3 * self.block_steps)  # random steps, and what is slow the first time
+            blocks: dict[str, list[Any]] = {name: [] for name in names}
+            for _ in range(self.blocks):
+                for name, stepper in steppers.items():
+                    blocks[name].append(stepper.run(self.block_steps))
+        table = Table(
+            title=f"milliseconds per agent step, preset {self.preset}, {self.env_id}: medians of {self.blocks} blocks",
+            caption=f"An environment's step alone takes {environment[None]:.1f} ms, with flow {environment['dis']:.1f} ms; "
+            f"it runs beside the update. update/twin: against {self.twin}'s. step: all, over the longer of the two.",
+        )
+        columns = (
+            "agent",
+            "act",
+            "update",
+            "sample",
+            "wait",
+            "all",
+            "step",
+            "update/twin",
+            "MB",
+            "GPU MB",
+            "bytes/transition",
+        )
+        for column in columns:
+            table.add_column(column, justify="left" if column == "agent" else "right")
+        for name in names:
+            middle = {key: statistics.median(getattr(b, key) for b in blocks[name]) for key in vars(blocks[name][0])}
+            against = statistics.median(
+                a.update / b.update for a, b in zip(blocks[name], blocks[self.twin], strict=True)
+            )
+            alone = environment["dis" if blocks[name][0].flow else None]
+            step = middle["turn"] / max(alone, middle["act"] + middle["update"])
+            table.add_row(
+                name,
+                *(f"{middle[key]:.1f}" for key in ("act", "update", "sample", "wait", "turn")),
+                f"{step:.2f}",
+                f"{against:.2f}",
+                *(f"{middle[key]:.0f}" for key in ("memory", "gpu_memory")),
+                f"{middle['replay_bytes']:,.0f}",
+            )
+        return table
+
+    def _environment_milliseconds(self) -> dict[str | None, float]:
+        size = 64 if self.preset == "lite" else 84
+        rng, found = np.random.default_rng(0), {}
+        for flow in (None, "dis"):
+            config = EnvConfig(image_size=size, action_repeat=self.action_repeat, flow=flow)
+            with Workers(self.env_id, config) as workers:
+                workers.reset([0])
+                seeds = iter(lambda: int(rng.integers(2**31)), None)
+                times = []
+                for _ in range(10 + 3 * self.block_steps):
+                    began = time.perf_counter()
+                    workers.send(rng.uniform(-1, 1, (1, *workers.action_space.shape)))
+                    workers.receive(seeds)
+                    times.append(1e3 * (time.perf_counter() - began))
+                found[flow] = statistics.median(times[10:])
+        return found
+
+    def _against_official(self, folder: Path) -> Table:
+        """One update of each in turn, in this process, on the same batch and with the same threads."""
+        import torch
+
+        from semore_bench.replay import Batch
+
+        batch_size, actions = self.batch_size or 256, 6
+        module = types.SimpleNamespace(**runpy.run_path(str(ROOT / "agents" / "drqv2.py")))
+        args = module.Args(env_id=self.env_id, preset="reference", batch_size=batch_size, update_every=1)
+        args.resolve()
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.manual_seed(0)
+        ours = module.Agent(actions, args, device)
+        official = _official_agent(folder, args, actions, device)
+
+        rng = np.random.default_rng(0)
+        shape = (batch_size, args.frame_stack, args.image_size, args.image_size, 3)
+        rgb, next_rgb = (rng.integers(0, 256, shape, dtype=np.uint8) for _ in range(2))
+        action = rng.uniform(-1, 1, (batch_size, actions)).astype(np.float32)
+        reward, discount = (rng.uniform(0, 1, batch_size).astype(np.float32) for _ in range(2))
+        batch = Batch(
+            rgb=rgb, next_rgb=next_rgb, flow=None, next_flow=None, action=action, reward=reward, discount=discount
+        )
+        # The official replay keeps stacks with the channels first, and rewards as columns.
+        stacked = [
+            np.ascontiguousarray(x.transpose(0, 1, 4, 2, 3)).reshape(batch_size, -1, *shape[2:4])
+            for x in (rgb, next_rgb)
+        ]
+        columns = tuple(map(torch.from_numpy, (stacked[0], action, reward[:, None], discount[:, None], stacked[1])))
+        replay = types.SimpleNamespace(sample=lambda _: batch)
+
+        def timed(update: Any) -> float:
+            began = time.perf_counter()
+            update()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            return 1e3 * (time.perf_counter() - began)
+
+        times: dict[str, list[float]] = {"official": [], "ours": []}
+        for index in range(2 + self.blocks * 2):  # the first two warm up
+            row = {
+                "official": timed(lambda: official.update(iter([columns]), 0)),
+                "ours": timed(lambda index=index: ours.update(replay, index)),
+            }
+            if index >= 2:
+                for name, value in row.items():
+                    times[name].append(value)
+        quotient = np.array(times["official"]) / np.array(times["ours"])
+        table = Table(
+            title=f"a DrQ-v2 update, {args.image_size} px, batch {batch_size}, {device}, {torch.get_num_threads()} threads",
+            caption="the official code with its own settings for logs (none); quotient: median (quartiles) over pairs",
+        )
+        for column in ("official, ms", "ours, ms", "official / ours"):
+            table.add_column(column, justify="right")
+        low, middle, high = np.quantile(quotient, [0.25, 0.5, 0.75])
+        medians = [f"{statistics.median(times[name]):.0f}" for name in ("official", "ours")]
+        table.add_row(*medians, f"{middle:.2f} ({low:.2f}-{high:.2f})")
+        return table
+
+
+def _official_agent(folder: Path, args: Any, actions: int, device: Any) -> Any:
+    """The agent of the official code, whose configuration packages are not needed for it and may be missing."""
+    if not (folder / "drqv2.py").is_file():
+        raise UserError(f"no drqv2.py in {folder}: give the folder of a checkout of facebookresearch/drqv2")
+    for name, attributes in (("hydra", {}), ("omegaconf", {"OmegaConf": None})):
+        if importlib.util.find_spec(name) is None:
+            sys.modules.setdefault(name, types.SimpleNamespace(**attributes))
+    sys.path.insert(0, str(folder))
+    try:
+        official = importlib.import_module("drqv2")
+    finally:
+        sys.path.remove(str(folder))
+    return official.DrQV2Agent(
+        obs_shape=(3 * args.frame_stack, args.image_size, args.image_size),
+        action_shape=(actions,),
+        device=device,
+        lr=args.learning_rate,
+        feature_dim=args.feature_dim,
+        hidden_dim=args.hidden_dim,
+        critic_target_tau=args.tau,
+        num_expl_steps=0,
+        update_every_steps=1,
+        stddev_schedule="linear(1.0,0.1,100000)",
+        stddev_clip=args.noise_clip,
+        use_tb=False,
+    )

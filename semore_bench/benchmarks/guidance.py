@@ -1,0 +1,160 @@
+"""What captions and flow cost: env steps per second with them, and training beside a slow vision-language model."""
+
+import json
+import statistics
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Literal
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from semore_bench.benchmarks.stepper import Stepper
+from semore_bench.envs import EnvConfig, Workers
+from semore_bench.listing import ROOT
+from wrappers.errors import UserError
+
+SLOW_SECONDS = 2.0
+ANSWER = {"caption": "a cart with a pole", "objects": [{"name": "pole", "relevance": 1.0, "motion": "moving"}]}
+
+
+@dataclass
+class Guidance:
+    """Env steps per second with flow and captions against RGB alone, and training beside a slow captioner."""
+
+    env_ids: tuple[str, ...] = (
+        "dm_control/cartpole-swingup-v0",
+        "dm_control/walker-walk-v0",
+        "dm_control/cheetah-run-v0",
+    )
+    """environments of the first table"""
+    image_size: int = 84
+    """pixels"""
+    action_repeat: int = 4
+    """simulator steps per agent step"""
+    annotate_every: int = 8
+    """agent steps between two annotated frames"""
+    blocks: int = 15
+    """how often each setting gets its turn"""
+    block_steps: int = 100
+    """agent steps in a turn"""
+    training_blocks: int = 10
+    """how often training gets its turn, with and without captions; 0 leaves the second table out"""
+    training_steps: int = 50
+    """agent steps, with an update each, in such a turn"""
+    annotator: Literal["embedded", "simulator"] = "embedded"
+    """whose captions the first table is about"""
+
+    def run(self) -> None:
+        """Measures, and prints two tables."""
+        if min(self.blocks, self.block_steps, self.training_steps) < 1 or self.training_blocks < 0:
+            raise UserError("--blocks, --block-steps and --training-steps must be at least 1")
+        console = Console(width=max(Console().width, 110))
+        table = Table(
+            title=f"env steps per second at {self.image_size} px, captions ({self.annotator}) every "
+            f"{self.annotate_every}th frame",
+            caption="quotients are medians (and quartiles) over blocks in turn",
+        )
+        for name in ("environment", "RGB", "and flow", "quotient", "and captions", "quotient"):
+            table.add_column(name, justify="left" if name == "environment" else "right", no_wrap=True)
+        for env_id in self.env_ids:
+            speeds = self._environment(env_id)
+            cells = [f"{statistics.median(speeds['rgb']):.0f}"]
+            for name in ("flow", "captions"):
+                cells += [f"{statistics.median(speeds[name]):.0f}", _quotient(speeds[name], speeds["rgb"])]
+            table.add_row(env_id.removeprefix("dm_control/"), *cells)
+        console.print(table)
+        if self.training_blocks:
+            console.print(self._training())
+
+    def _environment(self, env_id: str) -> dict[str, list[float]]:
+        rgb = EnvConfig(image_size=self.image_size, action_repeat=self.action_repeat, flow=None)
+        flow = replace(rgb, flow="dis")
+        captions = replace(flow, annotator=self.annotator, annotate_every=self.annotate_every)
+        rng = np.random.default_rng(0)
+        speeds: dict[str, list[float]] = {"rgb": [], "flow": [], "captions": []}
+        with ExitStack() as stack:
+            arms = {
+                name: stack.enter_context(Workers(env_id, config))
+                for name, config in zip(speeds, (rgb, flow, captions), strict=True)
+            }
+            for workers in arms.values():  # models are loaded, and everything is warm
+                workers.reset([0])
+                _walk(workers, 3 * self.annotate_every, rng)
+            for _ in range(self.blocks):
+                for name in rng.permutation(list(arms)):
+                    began = time.perf_counter()
+                    _walk(arms[name], self.block_steps, rng)
+                    env_steps = self.block_steps * self.action_repeat
+                    speeds[name].append(env_steps / (time.perf_counter() - began))
+        return speeds
+
+    def _training(self) -> Table:
+        agent = ROOT / "agents" / "semore_sac.py"
+        common = ["--env-id", self.env_ids[0], "--preset", "lite", "--random-steps", "50"]
+        common += ["--annotate-every", str(self.annotate_every)]
+        milliseconds: dict[str, list[float]] = {"none": [], "slow": []}
+        with _slow_server() as url, ExitStack() as stack:
+            flags = {
+                "none": ["--annotator", "none"],
+                "slow": ["--annotator", f"openai:{url}#slow", "--clip", "embedded"],
+            }
+            arms = {name: stack.enter_context(Stepper(agent, [*common, *flags[name]])) for name in milliseconds}
+            for arm in arms.values():
+                arm.run(100)
+            for _ in range(self.training_blocks):
+                for name, arm in arms.items():
+                    milliseconds[name].append(arm.run(self.training_steps).turn)
+        table = Table(title=f"a training step of semore_sac, captions from a server that takes {SLOW_SECONDS:g} s")
+        for name in ("captions", "milliseconds", "speed against captions off: median (quartiles)"):
+            table.add_column(name, justify="left" if name == "captions" else "right")
+        table.add_row("off", f"{statistics.median(milliseconds['none']):.1f}", "")
+        slow = f"{statistics.median(milliseconds['slow']):.1f}"
+        table.add_row("slow, async", slow, _quotient(milliseconds["none"], milliseconds["slow"]))
+        return table
+
+
+def _walk(workers: Workers, steps: int, rng: np.random.Generator) -> None:
+    seeds = iter(lambda: int(rng.integers(2**31)), None)
+    size = (workers.num_envs, *workers.action_space.shape)
+    for _ in range(steps):
+        workers.send(rng.uniform(-1, 1, size))
+        workers.receive(seeds)
+
+
+def _quotient(over: list[float], under: list[float]) -> str:
+    low, middle, high = np.quantile(np.array(over) / np.array(under), [0.25, 0.5, 0.75])
+    return f"{middle:.2f} ({low:.2f}-{high:.2f})"
+
+
+class _Slow(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        time.sleep(SLOW_SECONDS)
+        message = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": json.dumps(ANSWER)}}
+        answer = {"id": "0", "object": "chat.completion", "created": 0, "model": "slow", "choices": [message]}
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def _slow_server():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Slow)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()

@@ -1,0 +1,129 @@
+"""The small models that come with the package. They were trained on one vision tower, so one look serves both."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from wrappers.backends.annotation import Annotation, fingerprint
+from wrappers.backends.annotators import VisionLanguageAnnotator
+from wrappers.backends.captioners import Description, embedded_model, parse_answer
+
+logger = logging.getLogger(__name__)
+
+UNFAMILIAR = "an unfamiliar scene"
+"""what the captioner says of scenes that it knows it does not know"""
+MAX_PIECES = 48  # of an answer; the captioner writes a phrase at a time
+
+
+class EmbeddedAnnotator(VisionLanguageAnnotator):
+    """CLIP and captioner of this package; shown a kind of scene that they do not know, it logs a warning.
+
+    A frame is unfamiliar if the captioner says so, or if its CLIP embedding is less similar to the caption's than
+    `familiar_similarity` in the CLIP's configuration. The first frames are checked, and most of them count.
+    The models are loaded when the first frame comes.
+
+    Args:
+        device: a torch device; by default the GPU where there is one.
+        folder: where the models lie, as `semore-bench train-guidance` writes them.
+
+    Raises:
+        UserError: if the models are missing.
+    """
+
+    frames_to_check = 32
+
+    def __init__(self, device: str | None = None, folder: str | Path | None = None):
+        folder = Path(folder) if folder else embedded_model("clip").parent
+        config = json.loads((folder / "clip" / "open_clip_config.json").read_text())
+        self.folder, self.device = folder, device
+        vision = config["model_cfg"]["vision_cfg"]
+        self._familiar_similarity = config.get("familiar_similarity", -1.0)
+        self._checked = self._unfamiliar = 0
+        self._set_up(
+            source="embedded",
+            identity=f"embedded {fingerprint(folder / 'clip')} {fingerprint(folder / 'captioner')}",
+            embedding_dim=config["model_cfg"]["embed_dim"],
+            grid=vision["image_size"] // vision["patch_size"],
+        )
+
+    def __deepcopy__(self, memo: dict) -> EmbeddedAnnotator:
+        return self  # weights are shared: `env.spec` copies the arguments of wrappers
+
+    @functools.cached_property
+    def clip(self):
+        """The CLIP, a `ClipGrounding`."""
+        from wrappers.backends.clip import ClipGrounding
+
+        return ClipGrounding(self.folder / "clip", device=self.device)
+
+    @functools.cached_property
+    def _writer(self):
+        from wrappers.backends.captioners import load_transformers
+
+        processor, model = load_transformers(str(self.folder / "captioner"), str(self.clip.device), "float32")
+        return processor.tokenizer, model
+
+    def statistics(self) -> dict[str, float]:
+        """Those of `VisionLanguageAnnotator`, and the `unfamiliar_share` of the frames that were checked."""
+        return super().statistics() | {"unfamiliar_share": self._unfamiliar / max(self._checked, 1)}
+
+    def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation]:
+        """Annotates uint8 (H, W, 3) frames, in one batch."""
+        annotations = super().annotate(frames, frame_steps)
+        if self._checked < self.frames_to_check:
+            # By its place in the batch, since a frame without a usable answer may have no annotation.
+            captions = {annotation.frame_step: annotation.caption for annotation in annotations}
+            self._check([captions.get(frame_step, "") for frame_step in frame_steps])
+        return annotations
+
+    def similarities(self, captions: Sequence[str]) -> np.ndarray:
+        """Cosines (n,) of the frames that were annotated last and what is said of them; -1 where nothing is."""
+        return np.where([bool(c) for c in captions], (self._embeddings * self.clip.encode(captions)).sum(1), -1.0)
+
+    def _look(self, frames: Sequence[np.ndarray]) -> tuple[list[Description | None], np.ndarray]:
+        look = self.clip.look(frames)
+        self._embeddings = look.images
+        return [parse_answer(answer) for answer in self._write(look.tokens)], look.patches
+
+    def _write(self, tokens) -> list[str]:
+        """Answers about n images, from their patch tokens (n, P, width): the likeliest piece, one after another.
+
+        What `generate` of `transformers` does, without its cost, which is several times that of these small models.
+        """
+        import torch
+        from transformers import DynamicCache
+
+        tokenizer, model = self._writer
+        language_model, head = model.model.language_model, model.lm_head
+        ends = torch.tensor(model.generation_config.eos_token_id, device=tokens.device)
+        pieces, cache = [], DynamicCache(config=language_model.config)
+        with torch.inference_mode():
+            inputs = model.model.multi_modal_projector(tokens)
+            done = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+            for _ in range(MAX_PIECES):
+                states = language_model(inputs_embeds=inputs, past_key_values=cache, use_cache=True).last_hidden_state
+                piece = head(states[:, -1]).argmax(-1).masked_fill(done, tokenizer.pad_token_id)
+                pieces.append(piece)
+                done |= torch.isin(piece, ends)
+                if done.all():
+                    break
+                inputs = language_model.embed_tokens(piece)[:, None]
+        return tokenizer.batch_decode(torch.stack(pieces, 1), skip_special_tokens=True)
+
+    def _check(self, captions: Sequence[str]) -> None:
+        said = np.array([caption == UNFAMILIAR for caption in captions])
+        self._checked += len(captions)
+        self._unfamiliar += int((said | (self.similarities(captions) < self._familiar_similarity)).sum())
+        if self._checked >= self.frames_to_check and self._unfamiliar > self._checked / 2:
+            logger.warning(
+                "annotator 'embedded' does not know this kind of scene (%d of %d frames): its captions and maps mean "
+                "little here; name a real model, transformers:<name> or openai:<base url>#<model>",
+                self._unfamiliar,
+                self._checked,
+            )
