@@ -1,0 +1,305 @@
+"""RAD-SAC: soft actor-critic on augmented frames (Laskin et al. 2020, arXiv 2004.14990).
+
+Each sampled transition is seen through a random window (`--augmentation crop`), or at a random place on a larger black
+canvas (`translate`); nothing else is added to SAC. To act, it sees the middle.
+
+The paper renders frames of 100 pixels; crops are 84 of them wide, canvases 108. Here frames are of the size that all
+agents get, and crop and canvas keep the paper's shares of it (71 and 91 of 84 pixels): `--image-size 100` gives the
+paper's own sizes. As in the official code, next frames are cropped at offsets of their own, but translated like the
+frames before them. Differs from it: crops reach the last row and column too, no unused contrastive head is built, the
+actor and both critics share one projection to `feature_dim`, and convolutions begin orthogonal, not delta-orthogonal
+(both as in DrQ-v2).
+
+Logged: `critic_loss` (mean squared error of both critics), `q` (mean value of the batch), `actor_loss`, `entropy`
+(of the policy, in nats) and `temperature` (the weight of the entropy).
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+
+from semore_bench.args import CommonArgs
+from semore_bench.envs import EnvConfig
+from semore_bench.replay import Batch, Replay
+from semore_bench.runs import Run, one_line_errors
+from wrappers.errors import UserError
+
+
+@dataclass
+class Args(CommonArgs):
+    """RAD-SAC."""
+
+    feature_dim: int = 50
+    """length of the representation that actor and critics see"""
+    learning_rate: float = 1e-3
+    """of Adam, for encoder, critics and actor (published: 2e-4 for cheetah)"""
+    temperature_learning_rate: float = 1e-4
+    """of Adam, with a first beta of 0.5, for the temperature"""
+    init_temperature: float = 0.1
+    """entropy weight to begin with; it is tuned towards an entropy of minus the number of action dimensions"""
+    discount: float = 0.99
+    """per agent step"""
+    n_step: int = 1
+    """rewards summed before the value of what follows is estimated"""
+    tau: float = 0.01
+    """share of the critics that moves into their targets at a time"""
+    encoder_tau: float = 0.05
+    """share of the encoder and its projection that moves into their targets at a time"""
+    actor_every: int = 2
+    """updates of the critics per update of actor, temperature and targets"""
+    augmentation: Literal["crop", "translate"] = "crop"
+    """what happens to the frames of a transition"""
+    crop: float = 0.84
+    """side of the crop over the frame's"""
+    canvas: float = 1.08
+    """side of the canvas over the frame's, for translate"""
+
+    def env_config(self) -> EnvConfig:
+        """RGB alone."""
+        return EnvConfig(
+            image_size=self.image_size,
+            action_repeat=self.action_repeat,
+            flow=None,
+        )
+
+    def resolve(self) -> None:
+        super().resolve()
+        if self.augmentation == "crop" and not 24 <= self.input_size <= self.image_size:
+            raise UserError(
+                f"--crop {self.crop} gives crops of {self.input_size} pixels; they must have at least 24, and at most "
+                f"the frame's {self.image_size}; try --crop 0.84"
+            )
+        if self.canvas < 1:
+            raise UserError(f"--canvas must be at least 1, the size of the frame, got {self.canvas}; try --canvas 1.08")
+
+    @property
+    def input_size(self) -> int:
+        """Side of what the encoder sees, in pixels."""
+        return round(self.image_size * (self.crop if self.augmentation == "crop" else self.canvas))
+
+
+# ---- networks ----
+
+
+class Encoder(nn.Sequential):
+    """Four 3x3 convolutions of 32 filters: (B, channels, H, W) -> (B, 32, h, w)."""
+
+    def __init__(self, channels: int, strides: tuple[int, ...]):
+        layers: list[nn.Module] = []
+        for stride in strides:
+            layers += [nn.Conv2d(channels, 32, 3, stride), nn.ReLU(inplace=True)]
+            channels = 32
+        super().__init__(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolve = super().forward
+        # On a CPU in pieces, so that it uses the same memory again and again instead of asking for fresh pages.
+        return convolve(x) if x.is_cuda else torch.cat([convolve(piece) for piece in x.split(64)])
+
+
+class Critic(nn.Module):
+    """Two Q functions: z (B, feature_dim), action (B, A) -> (2, B)."""
+
+    def __init__(self, feature_dim: int, action_dim: int, hidden_dim: int):
+        super().__init__()
+        self.q1 = mlp(feature_dim + action_dim, hidden_dim, 1)
+        self.q2 = mlp(feature_dim + action_dim, hidden_dim, 1)
+
+    def forward(self, z: Tensor, action: Tensor) -> Tensor:
+        x = torch.cat([z, action], -1)
+        return torch.stack([self.q1(x), self.q2(x)]).squeeze(-1)
+
+
+class Actor(nn.Module):
+    """Squashed Gaussian policy: z -> action (B, A) in (-1, 1) and its log-probability (B,)."""
+
+    def __init__(self, feature_dim: int, action_dim: int, hidden_dim: int):
+        super().__init__()
+        self.trunk = mlp(feature_dim, hidden_dim, 2 * action_dim)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = self.trunk(z).chunk(2, -1)
+        log_std = -10 + 6 * (torch.tanh(log_std) + 1)  # between -10 and 2
+        noise = torch.randn_like(mean)
+        raw = mean + noise * log_std.exp()
+        log_prob = -0.5 * noise**2 - log_std - 0.5 * np.log(2 * np.pi)
+        # log(1 - tanh(x)^2), in a form that stays finite
+        log_prob = log_prob - 2 * (np.log(2) - raw - F.softplus(-2 * raw))
+        return torch.tanh(raw), log_prob.sum(-1)
+
+    def mean(self, z: Tensor) -> Tensor:
+        return torch.tanh(self.trunk(z).chunk(2, -1)[0])
+
+
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs)
+    )
+
+
+def orthogonal(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.orthogonal_(module.weight, nn.init.calculate_gain("relu") if isinstance(module, nn.Conv2d) else 1.0)
+        nn.init.zeros_(module.bias)
+
+
+# ---- losses ----
+
+
+def random_crop(frames: Tensor, offset: Tensor, size: int) -> Tensor:
+    """Cuts a square out of each sample, its upper left corner at the sample's offset.
+
+    frames uint8 (B, k, H, W, c), offset int32 (B, 2) from 0 to H - size -> uint8 (B, k * c, size, size) in
+    channels-last layout.
+    """
+    batch, stack, height, width, channels = frames.shape
+    side = torch.arange(size, dtype=offset.dtype, device=frames.device)
+    y, x = side + offset[:, :1], side + offset[:, 1:]
+    image = torch.arange(batch * stack, dtype=offset.dtype, device=frames.device).view(batch, 1, 1, stack)
+    rows = (image * height + y[:, :, None, None]) * width + x[:, None, :, None]
+    cropped = frames.reshape(-1, channels).index_select(0, rows.reshape(-1))
+    return cropped.view(batch, size, size, stack * channels).permute(0, 3, 1, 2)
+
+
+def translate(frames: Tensor, offset: Tensor, size: int) -> Tensor:
+    """Places each sample on a black canvas, its upper left corner at the sample's offset.
+
+    As `random_crop`, with offsets from 0 to size - H.
+    """
+    margin = size - frames.shape[2]
+    return random_crop(F.pad(frames, (0, 0, margin, margin, margin, margin)), margin - offset, size)
+
+
+# ---- agent ----
+
+
+class Agent(nn.Module):
+    """Acts and learns; `optimizers` and the module's state are what a checkpoint holds."""
+
+    def __init__(self, action_dim: int, args: Args, device: torch.device):
+        super().__init__()
+        self.args, self.device = args, device
+        self.encoder = Encoder(3 * args.frame_stack, args.conv_strides)
+        size = self.encoder(torch.zeros(1, 3 * args.frame_stack, args.input_size, args.input_size)).numel()
+        self.project = nn.Sequential(nn.Linear(size, args.feature_dim), nn.LayerNorm(args.feature_dim))
+        self.critic = Critic(args.feature_dim, action_dim, args.hidden_dim)
+        self.actor = Actor(args.feature_dim, action_dim, args.hidden_dim)
+        self.apply(orthogonal)
+        self.target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.target_project = copy.deepcopy(self.project).requires_grad_(False)
+        self.log_temperature = nn.Parameter(torch.tensor(np.log(args.init_temperature), dtype=torch.float32))
+        self.target_entropy = -float(action_dim)
+        self.to(device, memory_format=torch.channels_last)
+
+        critic = [*self.encoder.parameters(), *self.project.parameters(), *self.critic.parameters()]
+        self.optimizers = {
+            "critic": torch.optim.Adam(critic, args.learning_rate, fused=True),
+            "actor": torch.optim.Adam(self.actor.parameters(), args.learning_rate, fused=True),
+            "temperature": torch.optim.Adam([self.log_temperature], args.temperature_learning_rate, betas=(0.5, 0.999)),
+        }
+        if args.compile:
+            self.critic_loss = torch.compile(self.critic_loss)
+            self.actor_loss = torch.compile(self.actor_loss)
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    def encode(self, rgb: Tensor, target: bool = False) -> Tensor:
+        """uint8 (B, 3k, H, W) -> z (B, feature_dim)."""
+        encoder, project = (self.target_encoder, self.target_project) if target else (self.encoder, self.project)
+        return project(encoder(rgb.float().div_(255).sub_(0.5)).flatten(1))
+
+    @torch.no_grad()
+    def act(self, observation: dict[str, np.ndarray], deterministic: bool = False) -> np.ndarray:
+        """Stacked observations of N environments -> actions (N, A)."""
+        rgb = self.tensor(observation["rgb"])
+        middle = torch.full((len(rgb), 2), self.room // 2, dtype=torch.int32, device=self.device)
+        z = self.encode(self.place(rgb, middle))
+        return (self.actor.mean(z) if deterministic else self.actor(z)[0]).cpu().numpy()
+
+    def update(self, replay: Replay, number: int) -> dict[str, Tensor]:
+        """Update `number` (from 0) from the replay; returns what to log, as tensors."""
+        args = self.args
+        batch = replay.sample(args.batch_size)
+        loss, z, metrics = self.critic_loss(*self.augment(batch))
+        self.step("critic", loss)
+
+        if number % args.actor_every == 0:
+            loss, log_prob = self.actor_loss(z.detach())
+            self.step("actor", loss)
+            temperature = self.log_temperature.exp()
+            self.step("temperature", (temperature * (-log_prob - self.target_entropy).detach()).mean())
+            self.move(self.target, self.critic, args.tau)
+            self.move(self.target_encoder, self.encoder, args.encoder_tau)
+            self.move(self.target_project, self.project, args.encoder_tau)
+            metrics |= {"actor_loss": loss.detach(), "entropy": -log_prob.mean(), "temperature": temperature.detach()}
+        return metrics
+
+    @property
+    def room(self) -> int:
+        """Largest offset."""
+        return abs(self.args.input_size - self.args.image_size)
+
+    def place(self, frames: Tensor, offset: Tensor) -> Tensor:
+        return (random_crop if self.args.augmentation == "crop" else translate)(frames, offset, self.args.input_size)
+
+    def augment(self, batch: Batch) -> tuple[Tensor, ...]:
+        offset = torch.randint(self.room + 1, (2, len(batch.reward), 2), dtype=torch.int32).to(self.device)
+        rgb = self.place(self.tensor(batch.rgb), offset[0])
+        next_rgb = self.place(self.tensor(batch.next_rgb), offset[1 if self.args.augmentation == "crop" else 0])
+        return rgb, next_rgb, self.tensor(batch.action), self.tensor(batch.reward), self.tensor(batch.discount)
+
+    def critic_loss(
+        self, rgb: Tensor, next_rgb: Tensor, action: Tensor, reward: Tensor, discount: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            next_action, log_prob = self.actor(self.encode(next_rgb))
+            next_z = self.encode(next_rgb, target=True)
+            next_value = self.target(next_z, next_action).amin(0) - self.log_temperature.exp() * log_prob
+            goal = reward + discount * next_value
+        z = self.encode(rgb)
+        q = self.critic(z, action)
+        loss = F.mse_loss(q, goal.expand_as(q)) * 2  # the sum over both critics
+        return loss, z, {"critic_loss": loss.detach(), "q": q.detach().mean()}
+
+    def actor_loss(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        action, log_prob = self.actor(z)
+        value = self.critic(z, action).amin(0)
+        return (self.log_temperature.exp().detach() * log_prob - value).mean(), log_prob.detach()
+
+    def step(self, name: str, loss: Tensor) -> None:
+        optimizer = self.optimizers[name]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward(inputs=optimizer.param_groups[0]["params"])
+        optimizer.step()
+
+    @staticmethod
+    def move(target: nn.Module, online: nn.Module, share: float) -> None:
+        for old, new in zip(target.parameters(), online.parameters(), strict=True):
+            old.data.lerp_(new.data, share)
+
+
+# ---- main ----
+
+
+@one_line_errors
+def main(args: Args) -> None:
+    with Run(args, __file__) as run:
+        agent = Agent(run.action_dim, args, run.device)
+        replay = run.make_replay(args.n_step, args.discount)
+        for turn in run.steps(agent, replay):
+            run.send(run.random_action() if turn.random else agent.act(turn.observation))
+            for number in turn.updates:  # while the workers step and render
+                run.log(agent.update(replay, number))
+            replay.add(run.receive())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

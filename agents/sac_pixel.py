@@ -1,0 +1,244 @@
+"""SAC-pixel: soft actor-critic from pixels without any tricks (Haarnoja et al. 2018, arXiv 1812.05905).
+
+The floor that every other agent is measured against: the critics alone teach the encoder, and frames are seen as they
+are. It is the plain SAC that SAC-AE is compared with (Yarats et al. 2021, arXiv 1910.01741).
+
+Differs from the official code (SAC-AE's, without its decoder): the actor and both critics share one projection to
+`feature_dim`, and convolutions begin orthogonal, not delta-orthogonal (both as in DrQ-v2).
+
+Logged: `critic_loss` (mean squared error of both critics), `q` (mean value of the batch), `actor_loss`, `entropy`
+(of the policy, in nats) and `temperature` (the weight of the entropy).
+"""
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+
+from semore_bench.args import CommonArgs
+from semore_bench.envs import EnvConfig
+from semore_bench.replay import Batch, Replay
+from semore_bench.runs import Run, one_line_errors
+
+
+@dataclass
+class Args(CommonArgs):
+    """SAC-pixel."""
+
+    feature_dim: int = 50
+    """length of the representation that actor and critics see"""
+    learning_rate: float = 1e-3
+    """of Adam, for encoder, critics and actor"""
+    temperature_learning_rate: float = 1e-4
+    """of Adam, with a first beta of 0.5, for the temperature"""
+    init_temperature: float = 0.1
+    """entropy weight to begin with; it is tuned towards an entropy of minus the number of action dimensions"""
+    discount: float = 0.99
+    """per agent step"""
+    n_step: int = 1
+    """rewards summed before the value of what follows is estimated"""
+    tau: float = 0.01
+    """share of the critics that moves into their targets at a time"""
+    encoder_tau: float = 0.05
+    """share of the encoder and its projection that moves into their targets at a time"""
+    actor_every: int = 2
+    """updates of the critics per update of actor, temperature and targets"""
+
+    def env_config(self) -> EnvConfig:
+        """RGB alone."""
+        return EnvConfig(
+            image_size=self.image_size,
+            action_repeat=self.action_repeat,
+            flow=None,
+        )
+
+
+# ---- networks ----
+
+
+class Encoder(nn.Sequential):
+    """Four 3x3 convolutions of 32 filters: (B, channels, H, W) -> (B, 32, h, w)."""
+
+    def __init__(self, channels: int, strides: tuple[int, ...]):
+        layers: list[nn.Module] = []
+        for stride in strides:
+            layers += [nn.Conv2d(channels, 32, 3, stride), nn.ReLU(inplace=True)]
+            channels = 32
+        super().__init__(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolve = super().forward
+        # On a CPU in pieces, so that it uses the same memory again and again instead of asking for fresh pages.
+        return convolve(x) if x.is_cuda else torch.cat([convolve(piece) for piece in x.split(64)])
+
+
+class Critic(nn.Module):
+    """Two Q functions: z (B, feature_dim), action (B, A) -> (2, B)."""
+
+    def __init__(self, feature_dim: int, action_dim: int, hidden_dim: int):
+        super().__init__()
+        self.q1 = mlp(feature_dim + action_dim, hidden_dim, 1)
+        self.q2 = mlp(feature_dim + action_dim, hidden_dim, 1)
+
+    def forward(self, z: Tensor, action: Tensor) -> Tensor:
+        x = torch.cat([z, action], -1)
+        return torch.stack([self.q1(x), self.q2(x)]).squeeze(-1)
+
+
+class Actor(nn.Module):
+    """Squashed Gaussian policy: z -> action (B, A) in (-1, 1) and its log-probability (B,)."""
+
+    def __init__(self, feature_dim: int, action_dim: int, hidden_dim: int):
+        super().__init__()
+        self.trunk = mlp(feature_dim, hidden_dim, 2 * action_dim)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = self.trunk(z).chunk(2, -1)
+        log_std = -10 + 6 * (torch.tanh(log_std) + 1)  # between -10 and 2
+        noise = torch.randn_like(mean)
+        raw = mean + noise * log_std.exp()
+        log_prob = -0.5 * noise**2 - log_std - 0.5 * np.log(2 * np.pi)
+        # log(1 - tanh(x)^2), in a form that stays finite
+        log_prob = log_prob - 2 * (np.log(2) - raw - F.softplus(-2 * raw))
+        return torch.tanh(raw), log_prob.sum(-1)
+
+    def mean(self, z: Tensor) -> Tensor:
+        return torch.tanh(self.trunk(z).chunk(2, -1)[0])
+
+
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs)
+    )
+
+
+def orthogonal(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.orthogonal_(module.weight, nn.init.calculate_gain("relu") if isinstance(module, nn.Conv2d) else 1.0)
+        nn.init.zeros_(module.bias)
+
+
+def stack_channels(frames: Tensor) -> Tensor:
+    """uint8 (B, k, H, W, c) -> (B, k * c, H, W) in channels-last layout."""
+    return frames.permute(0, 1, 4, 2, 3).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+
+
+# ---- agent ----
+
+
+class Agent(nn.Module):
+    """Acts and learns; `optimizers` and the module's state are what a checkpoint holds."""
+
+    def __init__(self, action_dim: int, args: Args, device: torch.device):
+        super().__init__()
+        self.args, self.device = args, device
+        self.encoder = Encoder(3 * args.frame_stack, args.conv_strides)
+        size = self.encoder(torch.zeros(1, 3 * args.frame_stack, args.image_size, args.image_size)).numel()
+        self.project = nn.Sequential(nn.Linear(size, args.feature_dim), nn.LayerNorm(args.feature_dim), nn.Tanh())
+        self.critic = Critic(args.feature_dim, action_dim, args.hidden_dim)
+        self.actor = Actor(args.feature_dim, action_dim, args.hidden_dim)
+        self.apply(orthogonal)
+        self.target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.target_project = copy.deepcopy(self.project).requires_grad_(False)
+        self.log_temperature = nn.Parameter(torch.tensor(np.log(args.init_temperature), dtype=torch.float32))
+        self.target_entropy = -float(action_dim)
+        self.to(device, memory_format=torch.channels_last)
+
+        critic = [*self.encoder.parameters(), *self.project.parameters(), *self.critic.parameters()]
+        self.optimizers = {
+            "critic": torch.optim.Adam(critic, args.learning_rate, fused=True),
+            "actor": torch.optim.Adam(self.actor.parameters(), args.learning_rate, fused=True),
+            "temperature": torch.optim.Adam([self.log_temperature], args.temperature_learning_rate, betas=(0.5, 0.999)),
+        }
+        if args.compile:
+            self.critic_loss = torch.compile(self.critic_loss)
+            self.actor_loss = torch.compile(self.actor_loss)
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    def encode(self, rgb: Tensor, target: bool = False) -> Tensor:
+        """uint8 (B, 3k, H, W) -> z (B, feature_dim)."""
+        encoder, project = (self.target_encoder, self.target_project) if target else (self.encoder, self.project)
+        return project(encoder(rgb.float().div_(255).sub_(0.5)).flatten(1))
+
+    @torch.no_grad()
+    def act(self, observation: dict[str, np.ndarray], deterministic: bool = False) -> np.ndarray:
+        """Stacked observations of N environments -> actions (N, A)."""
+        z = self.encode(stack_channels(self.tensor(observation["rgb"])))
+        return (self.actor.mean(z) if deterministic else self.actor(z)[0]).cpu().numpy()
+
+    def update(self, replay: Replay, number: int) -> dict[str, Tensor]:
+        """Update `number` (from 0) from the replay; returns what to log, as tensors."""
+        args = self.args
+        batch = replay.sample(args.batch_size)
+        loss, z, metrics = self.critic_loss(*self.tensors(batch))
+        self.step("critic", loss)
+
+        if number % args.actor_every == 0:
+            loss, log_prob = self.actor_loss(z.detach())
+            self.step("actor", loss)
+            temperature = self.log_temperature.exp()
+            self.step("temperature", (temperature * (-log_prob - self.target_entropy).detach()).mean())
+            self.move(self.target, self.critic, args.tau)
+            self.move(self.target_encoder, self.encoder, args.encoder_tau)
+            self.move(self.target_project, self.project, args.encoder_tau)
+            metrics |= {"actor_loss": loss.detach(), "entropy": -log_prob.mean(), "temperature": temperature.detach()}
+        return metrics
+
+    def tensors(self, batch: Batch) -> tuple[Tensor, ...]:
+        rgb, next_rgb = stack_channels(self.tensor(batch.rgb)), stack_channels(self.tensor(batch.next_rgb))
+        return rgb, next_rgb, self.tensor(batch.action), self.tensor(batch.reward), self.tensor(batch.discount)
+
+    def critic_loss(
+        self, rgb: Tensor, next_rgb: Tensor, action: Tensor, reward: Tensor, discount: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            next_action, log_prob = self.actor(self.encode(next_rgb))
+            next_z = self.encode(next_rgb, target=True)
+            next_value = self.target(next_z, next_action).amin(0) - self.log_temperature.exp() * log_prob
+            goal = reward + discount * next_value
+        z = self.encode(rgb)
+        q = self.critic(z, action)
+        loss = F.mse_loss(q, goal.expand_as(q)) * 2  # the sum over both critics
+        return loss, z, {"critic_loss": loss.detach(), "q": q.detach().mean()}
+
+    def actor_loss(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        action, log_prob = self.actor(z)
+        value = self.critic(z, action).amin(0)
+        return (self.log_temperature.exp().detach() * log_prob - value).mean(), log_prob.detach()
+
+    def step(self, name: str, loss: Tensor) -> None:
+        optimizer = self.optimizers[name]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward(inputs=optimizer.param_groups[0]["params"])
+        optimizer.step()
+
+    @staticmethod
+    def move(target: nn.Module, online: nn.Module, share: float) -> None:
+        for old, new in zip(target.parameters(), online.parameters(), strict=True):
+            old.data.lerp_(new.data, share)
+
+
+# ---- main ----
+
+
+@one_line_errors
+def main(args: Args) -> None:
+    with Run(args, __file__) as run:
+        agent = Agent(run.action_dim, args, run.device)
+        replay = run.make_replay(args.n_step, args.discount)
+        for turn in run.steps(agent, replay):
+            run.send(run.random_action() if turn.random else agent.act(turn.observation))
+            for number in turn.updates:  # while the workers step and render
+                run.log(agent.update(replay, number))
+            replay.add(run.receive())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

@@ -1,0 +1,347 @@
+"""SVEA-SAC: critics stabilised under strong augmentation (Hansen, Su & Wang 2021, arXiv 2107.00644).
+
+The critics learn from the frames (shifted, as in DrQ) and from a strongly augmented view of them, in equal parts; what
+both should answer is computed from clean next frames alone, so that the augmentation adds no variance to the targets.
+The view is the output of a random 3x3 convolution (`--augmentation conv`), or the frames blended with a picture from
+a folder (`overlay`).
+
+Differs from the official code: as in all agents here, four convolutions in place of 11 and a `feature_dim` of 50 in
+place of 100; overlaid pictures are cropped to their middle square and shifted at random (there a random part is
+enlarged); the actor and both critics share one projection to `feature_dim`, and convolutions begin orthogonal, not
+delta-orthogonal (both as in DrQ-v2).
+
+Logged: `critic_loss` (mean squared error of both critics, over both views), `q` (mean value of the clean
+batch), `actor_loss`, `entropy` (of the policy, in nats) and `temperature` (the weight of the entropy).
+"""
+
+import copy
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+
+from semore_bench.args import CommonArgs
+from semore_bench.envs import EnvConfig
+from semore_bench.replay import Batch, Replay
+from semore_bench.runs import Run, one_line_errors
+from wrappers.errors import UserError
+
+
+@dataclass
+class Args(CommonArgs):
+    """SVEA-SAC."""
+
+    feature_dim: int = 50
+    """length of the representation that actor and critics see"""
+    learning_rate: float = 1e-3
+    """of Adam, for encoder, critics and actor"""
+    temperature_learning_rate: float = 1e-4
+    """of Adam, with a first beta of 0.5, for the temperature"""
+    init_temperature: float = 0.1
+    """entropy weight to begin with; it is tuned towards an entropy of minus the number of action dimensions"""
+    discount: float = 0.99
+    """per agent step"""
+    n_step: int = 1
+    """rewards summed before the value of what follows is estimated"""
+    tau: float = 0.01
+    """share of the critics that moves into their targets at a time"""
+    encoder_tau: float = 0.05
+    """share of the encoder and its projection that moves into their targets at a time"""
+    actor_every: int = 2
+    """updates of the critics per update of actor, temperature and targets"""
+    shift: int = 4
+    """random shift in pixels"""
+    augmentation: Literal["conv", "overlay"] = "conv"
+    """strong view of the frames: a random convolution of them, or pictures laid over them"""
+    overlay_images: str | None = None
+    """folder of pictures for overlay, searched through"""
+    overlay_limit: int = 2000
+    """pictures read at most, drawn by the seed"""
+    alpha: float = 0.5
+    """share of the clean frames in the critics' loss; the rest is the strong view's"""
+
+    def env_config(self) -> EnvConfig:
+        """RGB alone."""
+        return EnvConfig(
+            image_size=self.image_size,
+            action_repeat=self.action_repeat,
+            flow=None,
+        )
+
+    def resolve(self) -> None:
+        super().resolve()
+        if self.augmentation == "overlay" and self.overlay_images is None:
+            raise UserError("--augmentation overlay needs pictures; name a folder of them: --overlay-images PATH")
+        if not 0 <= self.alpha <= 1 or self.overlay_limit < 1:
+            raise UserError("--alpha must lie in [0, 1] and --overlay-limit must be at least 1")
+
+
+# ---- networks ----
+
+
+class Encoder(nn.Sequential):
+    """Four 3x3 convolutions of 32 filters: (B, channels, H, W) -> (B, 32, h, w)."""
+
+    def __init__(self, channels: int, strides: tuple[int, ...]):
+        layers: list[nn.Module] = []
+        for stride in strides:
+            layers += [nn.Conv2d(channels, 32, 3, stride), nn.ReLU(inplace=True)]
+            channels = 32
+        super().__init__(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolve = super().forward
+        # On a CPU in pieces, so that it uses the same memory again and again instead of asking for fresh pages.
+        return convolve(x) if x.is_cuda else torch.cat([convolve(piece) for piece in x.split(64)])
+
+
+class Critic(nn.Module):
+    """Two Q functions: z (B, feature_dim), action (B, A) -> (2, B)."""
+
+    def __init__(self, feature_dim: int, action_dim: int, hidden_dim: int):
+        super().__init__()
+        self.q1 = mlp(feature_dim + action_dim, hidden_dim, 1)
+        self.q2 = mlp(feature_dim + action_dim, hidden_dim, 1)
+
+    def forward(self, z: Tensor, action: Tensor) -> Tensor:
+        x = torch.cat([z, action], -1)
+        return torch.stack([self.q1(x), self.q2(x)]).squeeze(-1)
+
+
+class Actor(nn.Module):
+    """Squashed Gaussian policy: z -> action (B, A) in (-1, 1) and its log-probability (B,)."""
+
+    def __init__(self, feature_dim: int, action_dim: int, hidden_dim: int):
+        super().__init__()
+        self.trunk = mlp(feature_dim, hidden_dim, 2 * action_dim)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = self.trunk(z).chunk(2, -1)
+        log_std = -10 + 6 * (torch.tanh(log_std) + 1)  # between -10 and 2
+        noise = torch.randn_like(mean)
+        raw = mean + noise * log_std.exp()
+        log_prob = -0.5 * noise**2 - log_std - 0.5 * np.log(2 * np.pi)
+        # log(1 - tanh(x)^2), in a form that stays finite
+        log_prob = log_prob - 2 * (np.log(2) - raw - F.softplus(-2 * raw))
+        return torch.tanh(raw), log_prob.sum(-1)
+
+    def mean(self, z: Tensor) -> Tensor:
+        return torch.tanh(self.trunk(z).chunk(2, -1)[0])
+
+
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs)
+    )
+
+
+def orthogonal(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.orthogonal_(module.weight, nn.init.calculate_gain("relu") if isinstance(module, nn.Conv2d) else 1.0)
+        nn.init.zeros_(module.bias)
+
+
+# ---- losses ----
+
+
+def random_shift(frames: Tensor, offset: Tensor) -> Tensor:
+    """Shifts each sample by its own offset, repeating the border: the crop of an edge-padded image.
+
+    frames uint8 (B, k, H, W, c), offset int32 (B, 2) -> uint8 (B, k * c, H, W) in channels-last layout.
+    """
+    batch, stack, height, width, channels = frames.shape
+    y = (torch.arange(height, dtype=offset.dtype, device=frames.device) + offset[:, :1]).clamp(0, height - 1)
+    x = (torch.arange(width, dtype=offset.dtype, device=frames.device) + offset[:, 1:]).clamp(0, width - 1)
+    image = torch.arange(batch * stack, dtype=offset.dtype, device=frames.device).view(batch, 1, 1, stack)
+    rows = (image * height + y[:, :, None, None]) * width + x[:, None, :, None]
+    shifted = frames.reshape(-1, channels).index_select(0, rows.reshape(-1))
+    return shifted.view(batch, height, width, stack * channels).permute(0, 3, 1, 2)
+
+
+def stack_channels(frames: Tensor) -> Tensor:
+    """uint8 (B, k, H, W, c) -> (B, k * c, H, W), as `random_shift` with no offset."""
+    return frames.permute(0, 1, 4, 2, 3).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+
+
+def random_convolution(rgb: Tensor, weight: Tensor) -> Tensor:
+    """Convolves all frames of a sample with its own 3x3 kernels, and squashes the result.
+
+    rgb (B, 3k, H, W) from 0 to 255, weight (B, 3, 3, 3, 3) -> float32 like rgb.
+    """
+    batch, channels, height, width = rgb.shape
+    # samples side by side as groups of channels, frames as the batch
+    frames = (rgb / 255).view(batch, -1, 3, height, width).transpose(0, 1).flatten(1, 2)
+    frames = F.conv2d(F.pad(frames, (1, 1, 1, 1), mode="replicate"), weight.flatten(0, 1), groups=batch)
+    frames = torch.sigmoid(frames).mul_(255).unflatten(1, (batch, 3)).transpose(0, 1).flatten(1, 2)
+    return frames.contiguous(memory_format=torch.channels_last)
+
+
+def overlay(rgb: Tensor, pictures: Tensor) -> Tensor:
+    """Lays a picture half transparent over all frames: rgb (B, 3k, H, W), pictures (B, 3, H, W) -> float32 like rgb."""
+    return (rgb.float() + pictures.repeat(1, rgb.shape[1] // 3, 1, 1)) / 2
+
+
+def load_pictures(folder: str, size: int, limit: int, seed: int) -> Tensor:
+    """The pictures below a folder, their middle squares resized: uint8 (N, 1, size, size, 3), N at most `limit`.
+
+    Raises:
+        UserError: there is no such folder, or no picture in it.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f"--overlay-images {folder} is no folder; name one that holds pictures (.jpg, .png, ...)")
+    paths = sorted(str(path) for path in Path(folder).rglob("*") if path.is_file())
+    np.random.default_rng(seed).shuffle(paths)
+    readable = (path for path in paths if cv2.haveImageReader(path))
+    pictures = []
+    for path in itertools.islice(readable, limit):
+        picture = cv2.imread(path, cv2.IMREAD_COLOR_RGB)
+        height, width = picture.shape[:2]
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        square = picture[top : top + side, left : left + side]
+        pictures.append(cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA))
+    if not pictures:
+        raise UserError(f"no picture can be read below --overlay-images {folder}; .jpg and .png files are welcome")
+    return torch.from_numpy(np.stack(pictures)[:, None])
+
+
+# ---- agent ----
+
+
+class Agent(nn.Module):
+    """Acts and learns; `optimizers` and the module's state are what a checkpoint holds."""
+
+    def __init__(self, action_dim: int, args: Args, device: torch.device):
+        super().__init__()
+        self.args, self.device = args, device
+        self.encoder = Encoder(3 * args.frame_stack, args.conv_strides)
+        size = self.encoder(torch.zeros(1, 3 * args.frame_stack, args.image_size, args.image_size)).numel()
+        self.project = nn.Sequential(nn.Linear(size, args.feature_dim), nn.LayerNorm(args.feature_dim), nn.Tanh())
+        self.critic = Critic(args.feature_dim, action_dim, args.hidden_dim)
+        self.actor = Actor(args.feature_dim, action_dim, args.hidden_dim)
+        self.apply(orthogonal)
+        self.target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.target_project = copy.deepcopy(self.project).requires_grad_(False)
+        self.log_temperature = nn.Parameter(torch.tensor(np.log(args.init_temperature), dtype=torch.float32))
+        self.target_entropy = -float(action_dim)
+        self.to(device, memory_format=torch.channels_last)
+        if args.augmentation == "overlay":
+            pictures = load_pictures(args.overlay_images, args.image_size, args.overlay_limit, args.seed)
+            self.pictures = pictures.to(device)
+
+        critic = [*self.encoder.parameters(), *self.project.parameters(), *self.critic.parameters()]
+        self.optimizers = {
+            "critic": torch.optim.Adam(critic, args.learning_rate, fused=True),
+            "actor": torch.optim.Adam(self.actor.parameters(), args.learning_rate, fused=True),
+            "temperature": torch.optim.Adam([self.log_temperature], args.temperature_learning_rate, betas=(0.5, 0.999)),
+        }
+        if args.compile:
+            self.critic_loss = torch.compile(self.critic_loss)
+            self.actor_loss = torch.compile(self.actor_loss)
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    def encode(self, rgb: Tensor, target: bool = False) -> Tensor:
+        """(B, 3k, H, W) from 0 to 255 -> z (B, feature_dim)."""
+        encoder, project = (self.target_encoder, self.target_project) if target else (self.encoder, self.project)
+        return project(encoder((rgb / 255).sub_(0.5)).flatten(1))
+
+    @torch.no_grad()
+    def act(self, observation: dict[str, np.ndarray], deterministic: bool = False) -> np.ndarray:
+        """Stacked observations of N environments -> actions (N, A)."""
+        z = self.encode(stack_channels(self.tensor(observation["rgb"])))
+        return (self.actor.mean(z) if deterministic else self.actor(z)[0]).cpu().numpy()
+
+    def update(self, replay: Replay, number: int) -> dict[str, Tensor]:
+        """Update `number` (from 0) from the replay; returns what to log, as tensors."""
+        args = self.args
+        batch = replay.sample(args.batch_size)
+        loss, z, metrics = self.critic_loss(*self.augment(batch))
+        self.step("critic", loss)
+
+        if number % args.actor_every == 0:
+            loss, log_prob = self.actor_loss(z.detach())
+            self.step("actor", loss)
+            temperature = self.log_temperature.exp()
+            self.step("temperature", (temperature * (-log_prob - self.target_entropy).detach()).mean())
+            self.move(self.target, self.critic, args.tau)
+            self.move(self.target_encoder, self.encoder, args.encoder_tau)
+            self.move(self.target_project, self.project, args.encoder_tau)
+            metrics |= {"actor_loss": loss.detach(), "entropy": -log_prob.mean(), "temperature": temperature.detach()}
+        return metrics
+
+    def augment(self, batch: Batch) -> tuple[Tensor, ...]:
+        size = 2, len(batch.reward), 2
+        offset = torch.randint(-self.args.shift, self.args.shift + 1, size, dtype=torch.int32).to(self.device)
+        rgb = random_shift(self.tensor(batch.rgb), offset[0])
+        strong = self.strong_view(rgb)
+        next_rgb = random_shift(self.tensor(batch.next_rgb), offset[1])
+        tensors = (self.tensor(array) for array in (batch.action, batch.reward, batch.discount))
+        return rgb, strong, next_rgb, *tensors
+
+    def strong_view(self, rgb: Tensor) -> Tensor:
+        """uint8 (B, 3k, H, W) -> float32 from 0 to 255, of the same shape."""
+        if self.args.augmentation == "conv":
+            return random_convolution(rgb, torch.randn(len(rgb), 3, 3, 3, 3, device=self.device))
+        which = torch.randint(len(self.pictures), (len(rgb),), device=self.device)
+        offset = torch.randint(-self.args.shift, self.args.shift + 1, (len(rgb), 2), dtype=torch.int32)
+        return overlay(rgb, random_shift(self.pictures[which], offset.to(self.device)))
+
+    def critic_loss(
+        self, rgb: Tensor, strong: Tensor, next_rgb: Tensor, action: Tensor, reward: Tensor, discount: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            next_action, log_prob = self.actor(self.encode(next_rgb))
+            next_z = self.encode(next_rgb, target=True)
+            next_value = self.target(next_z, next_action).amin(0) - self.log_temperature.exp() * log_prob
+            goal = reward + discount * next_value
+        z = self.encode(rgb)
+        q = self.critic(z, action)
+        strong_q = self.critic(self.encode(strong), action)
+        loss = self.args.alpha * F.mse_loss(q, goal.expand_as(q)) * 2  # the sum over both critics
+        loss = loss + (1 - self.args.alpha) * F.mse_loss(strong_q, goal.expand_as(q)) * 2
+        return loss, z, {"critic_loss": loss.detach(), "q": q.detach().mean()}
+
+    def actor_loss(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        action, log_prob = self.actor(z)
+        value = self.critic(z, action).amin(0)
+        return (self.log_temperature.exp().detach() * log_prob - value).mean(), log_prob.detach()
+
+    def step(self, name: str, loss: Tensor) -> None:
+        optimizer = self.optimizers[name]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward(inputs=optimizer.param_groups[0]["params"])
+        optimizer.step()
+
+    @staticmethod
+    def move(target: nn.Module, online: nn.Module, share: float) -> None:
+        for old, new in zip(target.parameters(), online.parameters(), strict=True):
+            old.data.lerp_(new.data, share)
+
+
+# ---- main ----
+
+
+@one_line_errors
+def main(args: Args) -> None:
+    with Run(args, __file__) as run:
+        agent = Agent(run.action_dim, args, run.device)
+        replay = run.make_replay(args.n_step, args.discount)
+        for turn in run.steps(agent, replay):
+            run.send(run.random_action() if turn.random else agent.act(turn.observation))
+            for number in turn.updates:  # while the workers step and render
+                run.log(agent.update(replay, number))
+            replay.add(run.receive())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
