@@ -26,6 +26,7 @@ from semore_bench.args import CommonArgs
 from semore_bench.envs import EnvConfig
 from semore_bench.replay import Batch, Replay
 from semore_bench.runs import Run, one_line_errors
+from wrappers.errors import UserError
 
 
 @dataclass
@@ -62,6 +63,11 @@ class Args(CommonArgs):
             action_repeat=self.action_repeat,
             flow=None,
         )
+
+    def resolve(self) -> None:
+        super().resolve()
+        if self.std_steps < 1 or self.update_every < 1:
+            raise UserError("--std-steps and --update-every must be at least 1")
 
 
 # ---- networks ----

@@ -9,6 +9,7 @@ from torch import nn
 import tests.test_agents as common
 from agents import curl_sac, drqv2, rad_sac, sac_pixel, svea_sac
 from tests.test_agents import ACTIONS, SIZE, make_agent, make_replay, receivers
+from wrappers.errors import UserError
 
 
 @pytest.fixture
@@ -120,6 +121,12 @@ def test_gradient_routing(batch):
 def test_schedule_is_linear_in_agent_steps():
     agent = make_agent(drqv2, std_start=0.9, std_end=0.3, std_steps=200)
     assert [agent.schedule(step) for step in (0, 50, 100, 200, 5000)] == pytest.approx([0.9, 0.75, 0.6, 0.3, 0.3])
+
+
+@pytest.mark.parametrize("name", ["std_steps", "update_every"])
+def test_schedules_of_no_steps_are_refused(name):
+    with pytest.raises(UserError, match=f"--{name.replace('_', '-')}"):
+        drqv2.Args(**{name: 0}).resolve()
 
 
 def test_updates_are_every_second_agent_step_and_the_noise_shrinks_in_every_one(tmp_path):
