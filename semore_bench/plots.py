@@ -1,7 +1,5 @@
-"""`semore-bench plot`: learning curves of run directories, drawn for the screen and for print."""
+"""`semore-bench plot`: learning curves, performance profiles and sample efficiency, for the screen and for print."""
 
-import io
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -13,6 +11,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import tyro
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -20,6 +19,8 @@ from matplotlib.ticker import EngFormatter
 from rich.console import Console
 from rich.markup import escape
 
+from semore_bench.estimates import bootstrap, iqm
+from semore_bench.frames import Results, UnusableRun, find_runs, open_results, read_config, read_csv
 from wrappers.errors import UserError
 
 # Okabe and Ito's palette, which can be told apart with every kind of colour blindness.
@@ -32,10 +33,12 @@ STYLE = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": 10,
+    "figure.dpi": 200,
     "font.size": 9,
     "grid.color": "#e4e4e7",
     "legend.frameon": False,
     "svg.fonttype": "none",
+    "svg.hashsalt": "semore-bench",
     "xtick.color": "#3f3f46",
     "ytick.color": "#3f3f46",
 }
@@ -60,25 +63,52 @@ class Curve:
     from_evaluation: bool  # or else from training episodes
 
 
-class UnusableRun(Exception):
-    """A run directory has nothing to draw yet, or is damaged; the message says which."""
+@dataclass(frozen=True)
+class Look:
+    """How an agent is drawn: by colour, and by marker or hatch where there is no colour, as in print."""
+
+    colour: str | tuple[float, ...]
+    marker: str
+    hatch: str
+
+    @property
+    def line(self) -> dict[str, object]:
+        """Keyword arguments of its bold line."""
+        edge = {"markersize": 4.5, "markeredgecolor": "white", "markeredgewidth": 0.6}
+        return {"color": self.colour, "linewidth": 1.8, "marker": self.marker} | edge
 
 
 def plot(
     runs: tyro.conf.Positional[tuple[Path, ...]] = (Path("runs"),),
     output: Path = Path("curves.png"),
     metric: Metric = "episode_return",
-    aggregate: Literal["mean", "iqm"] = "mean",
+    aggregate: Literal["mean", "iqm"] = "iqm",
+    kind: Literal["curves", "profiles", "efficiency"] = "curves",
+    suite: str | None = None,
+    published: Path | None = None,
 ) -> None:
     """Draw learning curves: a panel per environment, a colour per agent, a thin line per seed.
 
     Args:
-        runs: Run directories, or folders with some anywhere inside.
+        runs: Run directories, folders with some anywhere inside, or a folder of results.
         output: Where the figure goes; the ending decides the format: .png, .svg or .pdf.
-        metric: What to draw: the return, or the share of successful episodes.
-        aggregate: The bold line over seeds: their mean, or the mean of their middle half (interquartile).
+        metric: What curves show: the return, or the share of successful episodes.
+        aggregate: The bold line over seeds: their mean, or the mean of their middle half with its 95% interval.
+        kind: Curves, or, over all tasks: performance profiles (the share of runs above each score), or sample
+            efficiency (the IQM after a quarter, half and all of the budget).
+        suite: Suite by name or file: the tasks to draw.
+        published: CSV file with numbers to show beside, see `semore-bench table`.
     """
     console = Console(highlight=False, soft_wrap=True)
+    if kind != "curves" or suite or published or any((folder / "provenance.json").exists() for folder in runs):
+        results = open_results(runs, suite, published)
+        for note in results.notes:
+            console.print(f"[yellow]note[/] {escape(note)}")
+        draw = {"profiles": plot_profiles, "efficiency": plot_efficiency}.get(kind)
+        figure = draw(results) if draw else plot_curves(results_curves(results, metric), None, metric, aggregate)
+        save(figure, output)
+        console.print(f"drew {len(results.agents)} agents on {len(results.tasks)} tasks: {escape(str(output))}")
+        return
     curves, skipped = [], 0
     for run in find_runs(runs):
         try:
@@ -92,26 +122,17 @@ def plot(
     console.print(f"drew {len(curves)} of {len(curves) + skipped} runs: {escape(str(output))}")
 
 
+# ---- learning curves ----
+
+
 def plot_runs(
     run_dirs: Iterable[str | Path],
     output: str | Path | None = None,
     metric: Metric = "episode_return",
-    aggregate: Literal["mean", "iqm"] = "mean",
+    aggregate: Literal["mean", "iqm"] = "iqm",
 ) -> Figure:
     """`plot_curves` of every run in or below `run_dirs`; raises `UnusableRun` if one has nothing to draw."""
     return plot_curves([load_curve(run, metric) for run in find_runs(run_dirs)], output, metric, aggregate)
-
-
-def find_runs(folders: Iterable[str | Path]) -> list[Path]:
-    """Every run directory in or below `folders`, once; raises `UserError` if one of them has none."""
-    runs: dict[Path, Path] = {}
-    for folder in map(Path, folders):
-        found = sorted(config.parent for config in folder.rglob("config.json"))
-        if not found:
-            problem = "has no run directory in it" if folder.is_dir() else "does not exist"
-            raise UserError(f"{folder} {problem}; expected one made by an agent, such as runs/ENV/AGENT/seed-0")
-        runs = {run.resolve(): run for run in found} | runs
-    return list(runs.values())
 
 
 def load_curve(run: Path, metric: Metric = "episode_return") -> Curve:
@@ -119,42 +140,40 @@ def load_curve(run: Path, metric: Metric = "episode_return") -> Curve:
 
     A row that is being written at this moment is left out. Raises `UnusableRun` if there is nothing to draw.
     """
-    try:
-        config = json.loads((run / "config.json").read_text("utf-8"))
-        env_id, agent, seed = config["env_id"], config["agent"], int(config["seed"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UnusableRun(f"config.json is damaged ({type(error).__name__}: {error})") from error
+    config = read_config(run)
     for name in ("eval", "train"):
-        values = _read_csv(run / f"{name}.csv", metric)
-        if len(values):
-            return Curve(env_id, agent, seed, values.index.to_numpy(), values.to_numpy(), name == "eval")
+        rows = read_csv(run / f"{name}.csv", ["env_step", metric])
+        if len(rows):
+            values = rows.groupby("env_step")[metric].mean()
+            steps, values = values.index.to_numpy(), values.to_numpy()
+            return Curve(config["env_id"], config["agent"], config["seed"], steps, values, name == "eval")
     raise UnusableRun(f"no {AXIS_LABELS[metric]} in eval.csv or train.csv yet")
 
 
-def _read_csv(file: Path, metric: Metric) -> pd.Series:
-    """The mean of `metric` by env_step, without a half-written last row; empty if there is no row at all."""
-    text = file.read_text("utf-8", errors="replace") if file.exists() else ""
-    text = text[: text.rfind("\n") + 1]
-    if not text.strip():
-        return pd.Series(dtype=float)
-    table = pd.read_csv(io.StringIO(text), on_bad_lines="skip")
-    if missing := {"env_step", metric} - set(table.columns):
-        raise UnusableRun(f"{file.name} has no column {' or '.join(sorted(missing))}")
-    table = table[["env_step", metric]].apply(pd.to_numeric, errors="coerce").dropna()
-    return table.groupby("env_step")[metric].mean()
+def results_curves(results: Results, metric: Metric = "episode_return") -> list[Curve]:
+    """A curve per run of `results` that has been evaluated; raises `UserError` if there is none."""
+    rows = results.evaluations.dropna(subset=[metric])
+    curves = [
+        Curve(task, agent, seed, run.env_step.to_numpy(), run[metric].to_numpy(), True)
+        for (task, agent, seed), run in rows.groupby(["task", "agent", "seed"])
+    ]
+    if not curves:
+        raise UserError(f"nothing to draw: no evaluation with {AXIS_LABELS[metric]} yet")
+    return curves
 
 
 def plot_curves(
     curves: Sequence[Curve],
     output: str | Path | None = None,
     metric: Metric = "episode_return",
-    aggregate: Literal["mean", "iqm"] = "mean",
+    aggregate: Literal["mean", "iqm"] = "iqm",
 ) -> Figure:
-    """Draws learning curves: a panel per environment, a colour per agent, seeds thin and their mean bold.
+    """Draws learning curves: a panel per environment, a colour per agent, seeds thin and their aggregate bold.
 
-    Curves of training episodes, drawn where a run has no evaluation, are dashed. The bold line covers the
-    steps that every seed has reached, with straight lines between a seed's points. In `Axes.lines` its label
-    is the agent's name, and that of a seed is `agent seed 0`.
+    The shade is the aggregate's 95% interval, where there are two seeds or more. Curves of training episodes, drawn
+    where a run has no evaluation, are dashed. The bold line covers the steps that every seed has reached, with
+    straight lines between a seed's points. In `Axes.lines` its label is the agent's name, and that of a seed is
+    `agent seed 0`.
 
     Args:
         curves: at least one.
@@ -163,10 +182,7 @@ def plot_curves(
         aggregate: "mean", or "iqm" for the mean of the middle half of the seeds.
     """
     agents = sorted({curve.agent for curve in curves})
-    palette = COLOURS
-    if len(agents) > len(palette):
-        palette = matplotlib.colormaps["turbo"](np.linspace(0, 1, len(agents)))
-    colours = dict(zip(agents, palette, strict=False))
+    looks = agent_looks(agents)
     panels: dict[str, dict[str, list[Curve]]] = defaultdict(lambda: defaultdict(list))
     for curve in sorted(curves, key=lambda curve: (curve.env_id, curve.agent, curve.seed)):
         panels[curve.env_id][curve.agent].append(curve)
@@ -174,11 +190,11 @@ def plot_curves(
     columns = 2 if len(panels) == 4 else min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(1.2 + 3.4 * columns, 0.9 + 2.5 * rows), dpi=200, layout="constrained")
+        figure = Figure(figsize=(1.2 + 3.4 * columns, 0.9 + 2.5 * rows), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
         for axis, (env_id, by_agent) in zip(axes.flat, panels.items(), strict=False):
             for agent, seeds in by_agent.items():
-                _draw_agent(axis, agent, seeds, colours[agent], aggregate)
+                _draw_agent(axis, agent, seeds, looks[agent], aggregate)
             axis.set_title(env_id)
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))
             axis.set_xlim(left=0)
@@ -188,60 +204,155 @@ def plot_curves(
             axis.remove()
         figure.supxlabel("environment steps", fontsize=9)
         figure.supylabel(AXIS_LABELS[metric], fontsize=9)
-        _add_legend(figure, curves, colours)
-        if output is not None:
-            _save(figure, Path(output))
+        _add_curve_legend(figure, curves, looks)
+    if output is not None:
+        save(figure, Path(output))
     return figure
 
 
-def _draw_agent(axis: Axes, agent: str, seeds: list[Curve], colour: str, aggregate: str) -> None:
+def _draw_agent(axis: Axes, agent: str, seeds: list[Curve], look: Look, aggregate: str) -> None:
     dashes = "-" if all(curve.from_evaluation for curve in seeds) else "--"
     for curve in seeds:
         axis.plot(
             curve.steps,
             curve.values,
             "-" if curve.from_evaluation else "--",
-            color=colour,
+            color=look.colour,
             linewidth=0.7,
             alpha=0.4,
             zorder=2,
             label=f"{agent} seed {curve.seed}",
         )
-    steps, values = aggregate_seeds(seeds, aggregate)
-    marker = "o" if len(steps) == 1 else None  # a line needs two points to be seen
-    axis.plot(steps, values, dashes, color=colour, linewidth=1.8, marker=marker, markersize=4, zorder=3, label=agent)
+    steps, values, (low, high) = aggregate_seeds(seeds, aggregate)
+    axis.fill_between(steps, low, high, color=look.colour, alpha=0.15, linewidth=0, zorder=1)
+    axis.plot(steps, values, dashes, label=agent, zorder=3, markevery=max(1, len(steps) // 6), **look.line)
 
 
-def aggregate_seeds(seeds: Sequence[Curve], aggregate: str = "mean") -> tuple[np.ndarray, np.ndarray]:
-    """The steps that all `seeds` have reached and the aggregate of their values there, both (n,)."""
+def aggregate_seeds(
+    seeds: Sequence[Curve], aggregate: str = "iqm"
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """The steps that all `seeds` have reached, the aggregate there (n,), and the ends of its 95% interval.
+
+    Between a seed's points lie straight lines. With a single seed the interval is NaN.
+    """
     first = max(curve.steps[0] for curve in seeds)
     last = min(curve.steps[-1] for curve in seeds)
     steps = np.unique(np.concatenate([curve.steps for curve in seeds]))
     steps = steps[(steps >= first) & (steps <= last)]
+    if not len(steps):
+        return steps, steps, (steps, steps)
     values = np.stack([np.interp(steps, curve.steps, curve.values) for curve in seeds])
-    if aggregate == "mean":
-        return steps, values.mean(axis=0)
-    from scipy.stats import trim_mean  # here, because it takes a second to import
-
-    return steps, trim_mean(values, 0.25, axis=0)
+    point, (low, high) = bootstrap([values], iqm if aggregate == "iqm" else lambda scores: scores.mean(axis=0))
+    return steps, point, (low, high)
 
 
-def _add_legend(figure: Figure, curves: Sequence[Curve], colours: dict[str, str]) -> None:
+def _add_curve_legend(figure: Figure, curves: Sequence[Curve], looks: dict[str, Look]) -> None:
     handles = []
-    for agent, colour in colours.items():
+    for agent, look in looks.items():
         seeds = len({curve.seed for curve in curves if curve.agent == agent})
-        label = f"{agent} ({seeds} seed{'s' * (seeds > 1)})"
-        handles.append(Line2D([], [], color=colour, linewidth=1.8, label=label))
+        handles.append(Line2D([], [], label=f"{agent} ({seeds} seed{'s' * (seeds > 1)})", **look.line))
     if not all(curve.from_evaluation for curve in curves):
         handles.append(Line2D([], [], color="#71717a", linestyle="--", label="training episodes"))
-    entry_width = 0.7 + 0.075 * max(len(handle.get_label()) for handle in handles)  # inches, at 9 points
+    _add_legend(figure, handles)
+
+
+# ---- over all tasks ----
+
+
+def plot_profiles(results: Results) -> Figure:
+    """Draws, for each agent, the share of runs (over tasks and seeds) whose final normalised score exceeds x."""
+    scores = _normalised(results, 1.0)
+    looks = agent_looks(results.agents)
+    limits = np.linspace(0, max(1.0, scores.normalised.max()), 101)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+        axis = figure.subplots()
+        for agent, tasks in _by_task(scores).items():
+            share, (low, high) = bootstrap(tasks, lambda *tasks: (np.concatenate(tasks) > limits).mean(axis=0))
+            axis.fill_between(limits, low, high, color=looks[agent].colour, alpha=0.15, linewidth=0)
+            axis.plot(limits, share, label=agent, markevery=12, **looks[agent].line)
+        axis.set(xlim=(0, limits[-1]), ylim=(0, 1.02), xlabel="normalised score x", ylabel="share of runs above x")
+        _add_legend(figure, axis.lines)
+    return figure
+
+
+def plot_efficiency(results: Results) -> Figure:
+    """Draws bars: the IQM over tasks and seeds, with its 95% interval, after a quarter, half and all of the budget.
+
+    Without the moments at which not every task was evaluated.
+    """
+    looks = agent_looks(results.agents)
+    fractions = [fraction for fraction in (0.25, 0.5, 1.0) if fraction in results.fractions or fraction == 1]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+        axis = figure.subplots()
+        width = 0.8 / len(looks)
+        for group, fraction in enumerate(fractions):
+            by_task = _by_task(_normalised(results, fraction))
+            for number, (agent, look) in enumerate(looks.items()):
+                if agent not in by_task:
+                    continue
+                (point,), (low, high) = bootstrap(by_task[agent], lambda *tasks: iqm(np.concatenate(tasks)))
+                axis.bar(
+                    group + (number - (len(looks) - 1) / 2) * width,
+                    point,
+                    0.92 * width,
+                    yerr=np.abs(np.array([low, high]) - point),
+                    color=look.colour,
+                    hatch=look.hatch,
+                    edgecolor="white",
+                    error_kw={"elinewidth": 1, "ecolor": "#18181b", "capsize": 2},
+                    label=agent if group == len(fractions) - 1 else None,
+                )
+        axis.set_xticks(range(len(fractions)), [f"{fraction:.0%} of the budget" for fraction in fractions])
+        axis.set_ylabel("normalised score (IQM)")
+        _add_legend(figure, axis.get_legend_handles_labels()[0])
+    return figure
+
+
+def _normalised(results: Results, fraction: float) -> pd.DataFrame:
+    scores = results.scores(fraction=fraction).dropna(subset=["normalised"])
+    if fraction == 1 and not len(scores):
+        raise UserError("nothing to draw: no run has finished yet on a task whose best return is known")
+    return scores
+
+
+def _by_task(scores: pd.DataFrame) -> dict[str, list[np.ndarray]]:
+    """Agent -> per task, normalised scores (n_seeds, 1)."""
+    return {
+        agent: [task[["normalised"]].to_numpy() for _, task in rows.groupby("task")]
+        for agent, rows in scores.groupby("agent")
+    }
+
+
+# ---- looks and files ----
+
+
+def agent_looks(agents: Sequence[str]) -> dict[str, Look]:
+    """A look for each agent, the same for the same list."""
+    palette = COLOURS
+    if len(agents) > len(palette):
+        palette = [tuple(colour) for colour in matplotlib.colormaps["turbo"](np.linspace(0, 1, len(agents)))]
+    return {
+        agent: Look(
+            palette[number], "osD^vP*X"[number % 8], ("", "//", "..", "xx", "\\\\", "++", "--", "oo")[number % 8]
+        )
+        for number, agent in enumerate(agents)
+    }
+
+
+def _add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
+    entry_width = 0.55 + 0.07 * max(len(handle.get_label()) for handle in handles)  # inches, at 9 points
     fitting = max(1, int(figure.get_figwidth() / entry_width))
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), fitting))
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), fitting), columnspacing=1.2)
 
 
-def _save(figure: Figure, output: Path) -> None:
-    supported = ("png", "svg", "pdf")
-    if output.suffix.lstrip(".").lower() not in supported:
+def save(figure: Figure, output: Path) -> None:
+    """Writes the figure; the same figure gives the same bytes. Raises `UserError` where the ending is none we write."""
+    supported = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    kind = output.suffix.lstrip(".").lower()
+    if kind not in supported:
         raise UserError(f"cannot write {output}: expected a name that ends in .{', .'.join(supported)}")
     output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output)
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(output, metadata=supported[kind])

@@ -8,18 +8,29 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from semore_bench import estimates
+from semore_bench.frames import UnusableRun, collect, find_runs
 from semore_bench.plots import (
     COLOURS,
     Curve,
-    UnusableRun,
+    agent_looks,
     aggregate_seeds,
-    find_runs,
     load_curve,
     plot,
     plot_curves,
+    plot_efficiency,
+    plot_profiles,
     plot_runs,
 )
+from tests.synthetic_runs import REACHER, WALKER, write_suite, write_sweep
 from wrappers.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Fewer bootstrap samples: no digit of an interval is compared here."""
+    monkeypatch.setattr(estimates, "REPETITIONS", 100)
+
 
 TRAIN_HEADER = "env_step,agent_step,episode,episode_return,episode_length,success_any,success_last,wall_seconds\n"
 EVAL_HEADER = TRAIN_HEADER.strip() + ",eval_episode\n"
@@ -103,9 +114,11 @@ def test_the_mean_ends_with_the_shortest_seed_and_interpolates_between_points():
         Curve("env", "a", 0, np.array([0, 10, 20]), np.array([0.0, 10, 20]), True),
         Curve("env", "a", 1, np.array([5, 15]), np.array([1.0, 3]), True),
     ]
-    steps, values = aggregate_seeds(seeds)
+    steps, values, (low, high) = aggregate_seeds(seeds)
     assert steps.tolist() == [5, 10, 15]
     assert values.tolist() == [3, 6, 9]
+    assert low.tolist() == [1, 2, 3]  # of two seeds, the lower and the higher
+    assert high.tolist() == [5, 10, 15]
 
 
 def test_interquartile_mean_ignores_the_best_and_the_worst_quarter():
@@ -216,3 +229,48 @@ def test_unknown_formats_are_refused(tmp_path, name):
     write_run(tmp_path, evaluations={0: [1]})
     with pytest.raises(UserError, match=r"ends in \.png, \.svg, \.pdf"):
         plot_runs([tmp_path], tmp_path / name)
+
+
+# ---- over all tasks ----
+
+
+def test_profiles_and_bars_show_the_known_shares_and_scores(tmp_path):
+    suite = write_suite(tmp_path / "tiny.toml", WALKER, REACHER)
+    results = collect([write_sweep(tmp_path / "tiny")], suite)  # finals: 110, 120, 130 and 210, 220, 230; 200 more
+    profile = {line.get_label(): line.get_data() for line in plot_profiles(results).axes[0].lines}
+    limits, share = profile["drq_sac"]
+    assert share[np.isclose(limits, 0.1)] == 1
+    assert share[np.isclose(limits, 0.15)] == 0.5
+    assert share[np.isclose(limits, 0.22)] == pytest.approx(1 / 6)  # more than, not as much as
+    assert share[np.isclose(limits, 0.24)] == 0
+    axis = plot_efficiency(results).axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["50% of the budget", "100% of the budget"]
+    heights = [bar.get_height() for bar in axis.patches]
+    assert heights == pytest.approx([0.085, 0.185, 0.17, 0.37], abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["curves", "profiles", "efficiency"])
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_the_same_runs_give_the_same_file(tmp_path, kind, ending):
+    suite = write_suite(tmp_path / "tiny.toml", WALKER, REACHER)
+    write_sweep(tmp_path / "runs" / "tiny", seeds=(1, 2))
+    files = [tmp_path / f"{name}.{ending}" for name in "ab"]
+    for file in files:
+        plot((tmp_path / "runs",), file, kind=kind, suite=suite)
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_interval_is_shaded_where_there_are_two_seeds(tmp_path):
+    write_run(tmp_path, agent="one", seed=0, evaluations={0: [1], 10: [2]})
+    for seed, value in enumerate((2.0, 4.0, 9.0)):
+        write_run(tmp_path, agent="three", seed=seed, evaluations={0: [value], 10: [value]})
+    bands = [band.get_paths() for band in plot_runs([tmp_path]).axes[0].collections]
+    assert [len(paths) for paths in bands] == [0, 1]
+    corners = bands[1][0].vertices[:, 1]
+    assert 2 <= corners.min() < 5 < corners.max() <= 9
+
+
+def test_agents_differ_without_colour(tmp_path):
+    looks = agent_looks([f"agent {number}" for number in range(8)])
+    assert len({look.marker for look in looks.values()}) == len({look.hatch for look in looks.values()}) == 8
+    assert len({look.colour for look in looks.values()}) == 8

@@ -1,0 +1,192 @@
+"""`semore-bench report`: leaderboard, curves, runs and videos as one HTML file that needs nothing but a browser."""
+
+import base64
+import hashlib
+import html
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import tyro
+
+from semore_bench.estimates import bootstrap, iqm
+from semore_bench.frames import PUBLISHED, Results, open_results
+from semore_bench.plots import COLOURS
+from semore_bench.tables import ALL, Table, make_table
+from wrappers.errors import UserError
+
+PAGE = Path(__file__).parent / "page"
+
+
+def report(
+    runs: tyro.conf.Positional[tuple[Path, ...]] = (Path("runs"),),
+    suite: str | None = None,
+    baseline: str | None = None,
+    published: Path | None = None,
+    output: Path = Path("report.html"),
+    video_megabytes: float = 2,
+    all_videos_megabytes: float = 40,
+) -> None:
+    """Write one self-contained HTML page: leaderboard, curves to hover and filter, per-seed dots, runs, videos.
+
+    Args:
+        runs: Run directories, folders with some anywhere inside, or a folder of results.
+        suite: Suite by name or file: which tasks are compared, and at which budget (default: all that were run).
+        baseline: Agent against which the probability of improvement is given.
+        published: CSV file with numbers to show beside, see `semore-bench table`.
+        output: The page.
+        video_megabytes: Larger videos are linked, not embedded.
+        all_videos_megabytes: Videos are linked once so much has been embedded.
+    """
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"cannot write {output}: expected a name that ends in .html")
+    results = open_results(runs, suite, published)
+    limits = int(video_megabytes * 1e6), int(all_videos_megabytes * 1e6)
+    embedded = write_report(results, output, baseline, *limits)
+    size = output.stat().st_size / 1e6
+    print(f"wrote {output} ({size:.1f} MB, {len(results.runs)} runs, {embedded} videos embedded)")
+
+
+def write_report(results: Results, output: Path, baseline: str | None = None, one: int = 0, together: int = 0) -> int:
+    """Writes the page; embeds videos of up to `one` bytes, `together` in all, links the rest; returns how many."""
+    content = page_content(results, baseline)
+    embedded = embed_videos(content, output, one, together)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(render(content), "utf-8")
+    return embedded
+
+
+def render(content: dict[str, Any]) -> str:
+    """The page around its data. Data is never markup: it is JSON with no `<` in it, which the script adds as text."""
+    style, script = ((PAGE / f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    # The browser runs this script and no other, whatever a caption or file name says.
+    policy = (
+        f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
+        "img-src data:; media-src data:; base-uri 'none'; form-action 'none'"
+    )
+    data = json.dumps(_without_nan(content), separators=(",", ":"))
+    for character in "<>&":
+        data = data.replace(character, f"\\u{ord(character):04x}")
+    text = (PAGE / "report.html").read_text("utf-8")
+    parts = {"POLICY": policy, "TITLE": html.escape(content["title"]), "STYLE": style, "SCRIPT": script, "DATA": data}
+    first, *rest = text.split("{{")
+    for part in rest:
+        name, _, following = part.partition("}}")
+        first += parts[name] + following
+    return first
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON knows no NaN and no infinity: null instead; floats to six digits."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_without_nan(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return int(value) if isinstance(value, np.integer) else value
+
+
+def page_content(results: Results, baseline: str | None = None) -> dict[str, Any]:
+    """What the page shows, for its script to draw. Before the first finished run there is no leaderboard."""
+    agents = results.agents
+    try:
+        made = make_table(results, baseline=baseline)
+    except UserError as error:
+        made = Table(results.title, results.evaluations.iloc[:0].assign(task=[]), (str(error),), baseline)
+    scores = results.scores()
+    final = {(row.agent, row.task, row.seed): row.score for row in scores.itertuples()}
+    palette = [*COLOURS[:6], None]  # None is the colour of the text: black on white, white on black
+    return {
+        "title": results.title,
+        "caption": made.caption,
+        "baseline": made.baseline,
+        "agents": [
+            {
+                "name": agent,
+                "colour": palette[number % len(palette)],
+                "dash": number // len(palette),
+                "published": agent.endswith(PUBLISHED),
+                "settings": results.settings.get(agent, {}),
+            }
+            for number, agent in enumerate(agents)
+        ],
+        "tasks": [
+            {
+                "name": task.env_id,
+                "budget": task.total_env_steps,
+                "bounds": task.bounds,
+                "unit": "success rate" if task.success else "episode return",
+            }
+            for task in results.tasks
+        ],
+        "all": ALL,
+        "rows": made.rows.to_dict("records"),
+        "dots": [[row.task, row.agent, row.seed, row.score, row.normalised] for row in scores.itertuples()],
+        "curves": _curves(results),
+        "runs": [run | {"score": final.get((run["agent"], run["task"], run["seed"]))} for run in results.runs],
+        "environments": results.environments,
+        "notes": made.notes,
+    }
+
+
+def _curves(results: Results) -> dict[str, dict[str, Any]]:
+    """Task -> agent -> seeds with their points, and the IQM with its interval at the steps that all of them have."""
+    curves: dict[str, dict[str, Any]] = {ALL: {}}
+    whole = {fraction: results.scores(fraction=fraction) for fraction in results.fractions}
+    for task in results.tasks:
+        rows = results.evaluations[results.evaluations.task == task.env_id]
+        rows = rows.assign(score=rows.success_any if task.success else rows.episode_return).dropna(subset=["score"])
+        curves[task.env_id] = {}
+        for agent, own in rows.groupby("agent"):
+            seeds = own.pivot(index="seed", columns="env_step", values="score")
+            points, (low, high) = bootstrap([seeds.dropna(axis=1).to_numpy()], iqm)
+            curves[task.env_id][agent] = {
+                "steps": list(seeds.dropna(axis=1).columns),
+                "iqm": points,
+                "low": low,
+                "high": high,
+                "seeds": [
+                    {"seed": seed, "steps": list(row.dropna().index), "values": list(row.dropna())}
+                    for seed, row in seeds.iterrows()
+                ],
+            }
+    for agent in results.agents:
+        line: dict[str, Any] = {"steps": [], "iqm": [], "low": [], "high": [], "seeds": []}
+        for fraction, scores in whole.items():
+            own = scores[scores.agent == agent].dropna(subset=["normalised"])
+            tasks = [rows[["normalised"]].to_numpy() for _, rows in own.groupby("task")]
+            if len(tasks) < sum(task.bounds is not None for task in results.tasks) or not tasks:
+                continue  # an average over other tasks than before would be another curve
+            (point,), ((low,), (high,)) = bootstrap(tasks, lambda *tasks: np.array([iqm(np.concatenate(tasks)).item()]))
+            for name, value in zip(("steps", "iqm", "low", "high"), (fraction, point, low, high), strict=True):
+                line[name].append(value)
+        curves[ALL][agent] = line
+    return curves
+
+
+def embed_videos(content: dict[str, Any], output: Path, one: int, together: int) -> int:
+    """Puts videos into the runs of `content`, those too large in bytes as links from the page; returns how many."""
+    embedded = 0
+    for run in content["runs"]:
+        if not run["video"]:
+            continue
+        path = Path(run["video"])
+        size = path.stat().st_size
+        name = path.name
+        if size <= min(one, together):
+            together -= size
+            embedded += 1
+            data = base64.b64encode(path.read_bytes()).decode()
+            run["video"] = {"name": name, "source": f"data:video/mp4;base64,{data}"}
+        else:
+            run["video"] = {"name": name, "link": quote(Path(os.path.relpath(path, output.parent)).as_posix())}
+    return embedded

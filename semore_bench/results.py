@@ -1,0 +1,62 @@
+"""`semore-bench results`: a folder of results to keep, and everything in it made again from its evaluations."""
+
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from semore_bench.frames import collect, load, save
+from semore_bench.plots import plot_curves, plot_efficiency, plot_profiles, results_curves
+from semore_bench.plots import save as save_figure
+from semore_bench.report import write_report
+from semore_bench.tables import make_table, write_table
+from wrappers.errors import UserError
+
+
+def results(
+    action: tyro.conf.Positional[Literal["build", "rebuild"]],
+    folders: tyro.conf.Positional[tuple[Path, ...]],
+    suite: str | None = None,
+    baseline: str | None = None,
+    output: Path | None = None,
+) -> None:
+    """Make a folder of results from runs (build), or its tables, figures and page from its own CSV file (rebuild).
+
+    `build` writes evaluations.csv (a row per agent, task, seed and evaluation) and provenance.json (commits, versions,
+    machines, seeds, wall-clock, settings, guidance): these two are enough to make the rest again.
+
+    Args:
+        action: build or rebuild.
+        folders: Folders with runs; for rebuild, one folder of results.
+        suite: Suite by name or file, for build.
+        baseline: Agent against which the probability of improvement is given.
+        output: The folder of results, for build (default: results/SUITE).
+    """
+    if action == "rebuild":
+        if len(folders) != 1 or suite or output:
+            raise UserError(
+                "rebuild takes one folder of results and nothing else, as in: results rebuild results/dmc-lite"
+            )
+        (folder,) = folders
+    else:
+        collected = collect(folders, suite)
+        folder = output or Path("results") / collected.title
+        save(collected, folder)
+    write_all(folder, baseline)
+    print(f"wrote tables, figures and report.html to {folder}")
+
+
+def write_all(folder: Path, baseline: str | None = None) -> None:
+    """Writes table.md, .csv and .tex, curves, profiles and efficiency as .png and .svg, and report.html."""
+    loaded = load(folder)
+    write_table(make_table(loaded, baseline=baseline), folder)
+    metric = "success_any" if all(task.success for task in loaded.tasks) else "episode_return"
+    figures = {
+        "curves": plot_curves(results_curves(loaded, metric), metric=metric),
+        "profiles": plot_profiles(loaded),
+        "efficiency": plot_efficiency(loaded),
+    }
+    for name, figure in figures.items():
+        for kind in ("png", "svg"):
+            save_figure(figure, folder / f"{name}.{kind}")
+    write_report(loaded, folder / "report.html", baseline)

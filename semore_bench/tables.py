@@ -1,0 +1,307 @@
+"""`semore-bench table`: agents compared per task and over a suite, with intervals and every seed accounted for."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tyro
+
+from semore_bench.estimates import aggregate, bootstrap, probability_of_improvement
+from semore_bench.frames import PUBLISHED, Results, open_results
+from wrappers.errors import UserError
+
+ALL = "all tasks"
+STATISTICS = ("mean", "median", "iqm", "optimality_gap")
+
+
+@dataclass(frozen=True)
+class Table:
+    """What `make_table` returns.
+
+    `rows`: a row per task (`ALL` first) and agent, best IQM first, incomplete agents last; scores of a task in its own
+    unit, scores of `ALL` and every optimality gap normalised; NaN where a number does not exist. `caption`: what is
+    compared. `notes`: seeds that failed or are missing, and whatever else a reader must know.
+    """
+
+    caption: str
+    rows: pd.DataFrame
+    notes: tuple[str, ...]
+    baseline: str | None
+
+
+def table(
+    runs: tyro.conf.Positional[tuple[Path, ...]] = (Path("runs"),),
+    suite: str | None = None,
+    baseline: str | None = None,
+    at: int | None = None,
+    published: Path | None = None,
+    output: Path | None = None,
+) -> None:
+    """Compare agents: mean, median, IQM with 95% intervals, optimality gap, success, and how many seeds there are.
+
+    Args:
+        runs: Run directories, folders with some anywhere inside, or a folder of results.
+        suite: Suite by name or file: which tasks are compared, and at which budget (default: all that were run).
+        baseline: Agent against which the probability of improvement is given.
+        at: Env step at which agents are compared (default: the end of each task's budget).
+        published: CSV file (agent, task, seed, env_step, episode_return) with numbers to show beside, marked as such.
+        output: Folder for table.md, table.csv and table.tex.
+    """
+    made = make_table(open_results(runs, suite, published), at, baseline)
+    print(markdown(made), end="")
+    if output is not None:
+        write_table(made, output)
+        print(f"\nwrote table.md, table.csv and table.tex to {output}")
+
+
+def write_table(made: Table, folder: Path) -> None:
+    """Writes table.md, table.csv and table.tex."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "table.md").write_text(markdown(made), "utf-8")
+    (folder / "table.tex").write_text(latex(made), "utf-8")
+    made.rows.round(6).to_csv(folder / "table.csv", index=False, lineterminator="\n")
+
+
+# ---- numbers ----
+
+
+def make_table(results: Results, at: int | None = None, baseline: str | None = None) -> Table:
+    """Computes the table of `results` at env step `at` (None: the end of each budget); raises `UserError`."""
+    agents = results.agents
+    if baseline is not None and baseline not in agents:
+        raise UserError(f"--baseline {baseline} is not among the agents: {', '.join(agents)}")
+    scores = results.scores(at)
+    if not len(scores):
+        when = "the end of its budget" if at is None else f"env step {at}"
+        raise UserError(f"no run has been evaluated at {when} yet; choose an earlier step with --at")
+    census = seed_census(results, scores)
+    scaled = [task.env_id for task in results.tasks if task.bounds]
+    rows = [
+        _row(ALL, agent, census[census.task.isin(scaled)], scores[scores.task.isin(scaled)], baseline)
+        for agent in agents
+        if scaled
+    ]
+    for task in results.tasks:
+        here, counts = scores[scores.task == task.env_id], census[census.task == task.env_id]
+        rows += [_row(task.env_id, agent, counts, here, baseline) for agent in agents]
+    order = {task: number for number, task in enumerate([ALL, *(task.env_id for task in results.tasks)])}
+    frame = pd.DataFrame(rows)
+    frame = frame.assign(order=frame.task.map(order), part=frame.tasks < frame.tasks_expected)
+    frame = frame.sort_values(["order", "part", "iqm"], ascending=[True, True, False], kind="stable")
+    frame = frame.drop(columns=["order", "part"]).reset_index(drop=True)
+    where = "the end of each task's budget" if at is None else f"{at:,} env steps"
+    caption = f"{results.title} at {where}, {len(results.tasks)} task{'s' * (len(results.tasks) > 1)}"
+    return Table(caption, frame, tuple(_notes(results, census, scaled)), baseline)
+
+
+def seed_census(results: Results, scores: pd.DataFrame) -> pd.DataFrame:
+    """Which seeds there are: a row per agent and task with lists of seeds.
+
+    `scored` have a score; `failed` crashed for good; `unfinished` did not get as far as asked (yet); `missing` have no
+    run; `extra` are seeds that most others lack. A seed is expected everywhere when at least half of the agents and
+    tasks have it, among own agents and for each published agent by itself.
+    """
+    states = {(run["agent"], run["task"], run["seed"]): run["state"] for run in results.runs}
+    found = set(states) | set(zip(scores.agent, scores.task, scores.seed, strict=True))
+    rows = []
+    for group in _groups(results.agents):
+        cells = [(agent, task.env_id) for agent in group for task in results.tasks]
+        have = {cell: {seed for agent, task, seed in found if (agent, task) == cell} for cell in cells}
+        counts = Counter(seed for seeds in have.values() for seed in seeds)
+        filled = sum(map(bool, have.values()))
+        expected = {seed for seed, count in counts.items() if 2 * count >= filled}
+        for (agent, task), seeds in have.items():
+            scored = set(scores.seed[(scores.agent == agent) & (scores.task == task)])
+            failed = {seed for seed in seeds if states.get((agent, task, seed)) == "failed"}
+            row = {"scored": scored, "failed": failed, "unfinished": seeds - scored - failed}
+            row |= {"missing": expected - seeds, "extra": seeds - expected}
+            rows.append({"agent": agent, "task": task} | {name: sorted(values) for name, values in row.items()})
+    return pd.DataFrame(rows)
+
+
+def _groups(agents: list[str]) -> list[list[str]]:
+    own = [agent for agent in agents if not agent.endswith(PUBLISHED)]
+    return [own, *([agent] for agent in agents if agent.endswith(PUBLISHED))]
+
+
+def _row(name: str, agent: str, census: pd.DataFrame, scores: pd.DataFrame, baseline: str | None) -> dict[str, object]:
+    """One agent's row over the tasks of `census`."""
+    unit = "normalised" if name == ALL else "score"
+    counts = census[census.agent == agent]
+    own = scores[scores.agent == agent]
+    by_task = {task: rows[[unit]].to_numpy() for task, rows in own.groupby("task")}
+    row: dict[str, object] = {"task": name, "agent": agent, "source": "runs"}
+    if agent.endswith(PUBLISHED):
+        row["source"] = "published"
+    row |= dict.fromkeys(("mean", "std", "median", "iqm", "iqm_low", "iqm_high"), np.nan)
+    row |= dict.fromkeys(("optimality_gap", "optimality_gap_low", "optimality_gap_high"), np.nan)
+    row |= dict.fromkeys(("p_improvement", "p_improvement_low", "p_improvement_high", "success_rate"), np.nan)
+    if by_task:
+        point, (low, high) = bootstrap(list(by_task.values()), aggregate)
+        row |= dict(zip(STATISTICS, point, strict=True))
+        row |= {"iqm_low": low[2], "iqm_high": high[2]}
+        if unit == "normalised":
+            row |= {"optimality_gap_low": low[3], "optimality_gap_high": high[3]}
+        else:  # the score's own unit says nothing about a gap to 1
+            row |= {"median": own.score.median(), "optimality_gap": 1 - own.normalised.clip(upper=1).mean()}
+        # over seeds, each with its mean over the tasks: the spread of what is averaged
+        seeds = own.pivot(index="seed", columns="task", values=unit).dropna().mean(axis=1)
+        row["std"] = seeds.std(ddof=1)
+        row["success_rate"] = own.groupby("task").success.mean().mean()
+    against = scores[scores.agent == baseline]
+    if baseline not in (None, agent) and by_task:
+        theirs = {task: rows[[unit]].to_numpy() for task, rows in against.groupby("task")}
+        if set(theirs) == set(by_task):
+            pairs = [*by_task.values(), *theirs.values()]
+            (point,), ((low,), (high,)) = bootstrap(pairs, probability_of_improvement)
+            row |= {"p_improvement": point, "p_improvement_low": low, "p_improvement_high": high}
+    row |= {"tasks": len(by_task), "tasks_expected": len(counts)}
+    row |= {kind: int(counts[kind].map(len).sum()) for kind in _KINDS}
+    row |= {"seeds_low": int(counts.scored.map(len).min()), "seeds_high": int(counts.scored.map(len).max())}
+    return row
+
+
+_KINDS = ("scored", "failed", "unfinished", "missing", "extra")
+
+
+def _notes(results: Results, census: pd.DataFrame, scaled: list[str]) -> Iterator[str]:
+    errors = {(run["agent"], run["task"], run["seed"]): run["error"] for run in results.runs}
+    for row in census.itertuples():
+        where = f"{row.agent} on {row.task}"
+        for seed in row.failed:
+            lines = str(errors[row.agent, row.task, seed] or "").strip().splitlines()
+            yield f"{where}: seed {seed} failed" + (f" ({lines[-1][:160]})" if lines else "")
+        for kind, words in (
+            ("unfinished", "not there yet"),
+            ("missing", "missing"),
+            ("extra", "extra, counted though most others lack it"),
+        ):
+            if seeds := getattr(row, kind):
+                yield f"{where}: seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} {words}"
+        if not row.scored:
+            yield f"{where}: no score; {row.agent} is compared over the other tasks only, which is no fair comparison"
+    if len(set(census[census.agent.map(lambda agent: not agent.endswith(PUBLISHED))].scored.map(len))) > 1:
+        yield "numbers of seeds are unequal: a task with more seeds weighs more in IQM and optimality gap"
+    for task in results.tasks:
+        if task.env_id not in scaled:
+            yield f"{task.env_id} is not in `{ALL}`: nobody knows its best return; give its `bounds` in a suite"
+    if any(agent.endswith(PUBLISHED) for agent in results.agents):
+        yield f"rows marked{PUBLISHED} come from a file, under their authors' protocol, and were not measured here"
+    yield from results.notes
+
+
+# ---- text ----
+
+
+def markdown(made: Table) -> str:
+    """The table as Markdown."""
+    return _document(
+        made,
+        caption=lambda text: f"# {_markdown(text)}\n",
+        title=lambda text: f"\n## {_markdown(text)}\n",
+        begin=lambda header: _bar(map(_markdown, header)) + "|" + "---|" * 2 + "--:|" * (len(header) - 2) + "\n",
+        row=lambda cells: _bar(map(_markdown, cells)),
+        end="",
+        note=lambda text: f"- {_markdown(text)}\n",
+    )
+
+
+def latex(made: Table) -> str:
+    """The table as LaTeX for the booktabs package."""
+    return _document(
+        made,
+        caption=lambda text: f"% {text}; needs \\usepackage{{booktabs}}\n",
+        title=lambda text: f"\n% {text}\n",
+        begin=lambda header: (
+            f"\\begin{{tabular}}{{ll{'r' * (len(header) - 2)}}}\n\\toprule\n" + _ampersands(header) + "\\midrule\n"
+        ),
+        row=_ampersands,
+        end="\\bottomrule\n\\end{tabular}\n",
+        note=lambda text: f"% {text}\n",
+    )
+
+
+def _document(
+    made: Table,
+    caption: Callable[[str], str],
+    title: Callable[[str], str],
+    begin: Callable[[list[str]], str],
+    row: Callable[[list[str]], str],
+    end: str,
+    note: Callable[[str], str],
+) -> str:
+    text = caption(_one_line(made.caption))
+    for task, rows in made.rows.groupby("task", sort=False):
+        columns = _columns(made, rows, normalised=task == ALL)
+        text += title(_one_line(f"{task}, normalised" if task == ALL else task))
+        text += begin(list(columns))
+        for cells in zip(*columns.values(), strict=True):
+            text += row([_one_line(cell) for cell in cells])
+        text += end
+    text += title("Notes")
+    text += note("IQM: mean of the middle half of the runs; [95% stratified bootstrap interval over seeds]")
+    return text + "".join(note(_one_line(line)) for line in made.notes)
+
+
+def _columns(made: Table, rows: pd.DataFrame, normalised: bool) -> dict[str, list[str]]:
+    """Header -> cells."""
+    digits = 3 if normalised or rows.iqm_high.max() <= 1 else 1
+    columns = {
+        "agent": list(rows.agent),
+        "IQM [95%]": [_interval(row, "iqm", digits) for row in rows.itertuples()],
+        "mean ± std": [f"{_number(r.mean, digits)} ± {_number(r.std, digits)}" for r in rows.itertuples()],
+        "median": [_number(value, digits) for value in rows["median"]],
+        "optimality gap" + " [95%]" * normalised: [_interval(row, "optimality_gap", 3) for row in rows.itertuples()],
+    }
+    if made.baseline is not None:
+        columns[f"P(better than {made.baseline}) [95%]"] = [
+            _interval(row, "p_improvement", 2) for row in rows.itertuples()
+        ]
+    if rows.success_rate.notna().any():
+        columns["success rate"] = [_number(value, 2) for value in rows.success_rate]
+    if normalised:
+        columns["tasks"] = [f"{row.tasks} of {row.tasks_expected}" for row in rows.itertuples()]
+    columns["seeds"] = [_span(row.seeds_low, row.seeds_high) for row in rows.itertuples()]
+    for kind in _KINDS[1:]:
+        if kind in ("failed", "missing") or rows[kind].any():
+            columns[kind] = [str(value) for value in rows[kind]]
+    return columns
+
+
+def _number(value: float, digits: int) -> str:
+    return "–" if np.isnan(value) else f"{value:.{digits}f}"
+
+
+def _interval(row: object, name: str, digits: int) -> str:
+    point, low, high = (getattr(row, name + end) for end in ("", "_low", "_high"))
+    return _number(point, digits) + ("" if np.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]")
+
+
+def _span(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low}–{high}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(str(text).split())
+
+
+def _bar(cells: Iterator[str]) -> str:
+    return "| " + " | ".join(cells) + " |\n"
+
+
+def _markdown(text: str) -> str:
+    """Text that Markdown shows as it is: no tags, no links, no column ends, no emphasis."""
+    return re.sub(r"([\\`*<>|]|(?<=\])\()", r"\\\1", text)
+
+
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--"}
+_LATEX |= {character: "\\" + character for character in "&%$#_{}"}
+
+
+def _ampersands(cells: list[str]) -> str:
+    escaped = ("".join(_LATEX.get(character, character) for character in cell) for cell in cells)
+    return " & ".join(escaped) + r" \\" + "\n"

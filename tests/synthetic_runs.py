@@ -1,0 +1,57 @@
+"""Run directories and suites with known numbers, as an agent and a sweep would leave them."""
+
+import json
+from pathlib import Path
+
+WALKER, REACHER, REACH = "dm_control/walker-walk-v0", "dm_control/reacher-easy-v0", "Meta-World/reach-v3"
+BUDGET, EVERY = 2000, 1000
+
+
+def write_suite(path: Path, *env_ids: str, name: str = "tiny", **task_keys) -> str:
+    """A suite file; returns its name for `--suite`."""
+    own = "".join(f"{key} = {value}\n" for key, value in ({"total_env_steps": BUDGET} | task_keys).items())
+    text = f"name = {json.dumps(name)}\n[settings]\neval_every = {EVERY}\n"
+    path.write_text(text + "".join(f"[[tasks]]\nenv_id = {json.dumps(env_id)}\n{own}" for env_id in env_ids))
+    return str(path)
+
+
+def write_run(
+    root: Path, env_id: str, agent: str, seed: int, evaluations: dict[int, list[float]], success=None, **status
+) -> Path:
+    """A run; `evaluations` maps env steps to the episodes' returns, `success` to whether the episodes succeeded."""
+    run = root / env_id.replace("/", "_") / agent / f"seed-{seed}"
+    run.mkdir(parents=True)
+    args = {"env_id": env_id, "seed": seed, "total_env_steps": BUDGET, "eval_every": EVERY, "batch_size": 64}
+    config = {
+        "agent": agent,
+        "env_id": env_id,
+        "seed": seed,
+        "guidance": "simulator" if "semore" in agent else "none",
+        "args": args,
+        "commit": "0123456789abcdef",
+        "versions": {"python": "3.11.9", "torch": "2.11.0"},
+        "hardware": {"device": "cpu", "processor": "A Processor", "cores": 2},
+    }
+    (run / "config.json").write_text(json.dumps(config))
+    last = max(evaluations, default=0)
+    status = {"state": "finished", "error": None, "env_step": last, "wall_seconds": 100.0 + seed} | status
+    (run / "status.json").write_text(json.dumps(status))
+    rows = ["env_step,agent_step,episode,eval_episode,episode_return,episode_length,success_any,success_last"]
+    for step, returns in evaluations.items():
+        for index, value in enumerate(returns):
+            done = "" if success is None else success[step][index]
+            rows.append(f"{step},{step // 4},7,{index},{value!r},1000,{done},{done}")
+    (run / "eval.csv").write_text("\n".join(rows) + "\n")
+    return run
+
+
+def write_sweep(root: Path, agents=("drq_sac", "semore_sac"), tasks=(WALKER, REACHER), seeds=(1, 2, 3)) -> Path:
+    """Complete runs whose final return is 100 (number of the task + 1) + 200 (number of the agent) + 10 seed."""
+    for i, env_id in enumerate(tasks):
+        for j, agent in enumerate(agents):
+            for seed in seeds:
+                final = 100.0 * (i + 1) + 200 * j + 10 * seed
+                write_run(
+                    root, env_id, agent, seed, {0: [10.0, 12.0], 1000: [final / 2] * 2, 2000: [final - 5, final + 5]}
+                )
+    return root

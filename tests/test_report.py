@@ -1,0 +1,232 @@
+"""The report page: one file, whose text is never executed, and which works in a real browser."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from semore_bench import estimates
+from semore_bench.report import report
+from semore_bench.videos import VideoWriter
+from tests.browser import CHROMIUM, Browser, browser
+from tests.synthetic_runs import REACHER, WALKER, write_run, write_suite, write_sweep
+from wrappers.errors import UserError
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
+
+HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script>{{DATA}}&lt;b&gt;"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Path:
+    """A report of two agents on two tasks with three seeds, a failed one, names that want to be code, and videos."""
+    root = tmp_path_factory.mktemp("report")
+    runs = write_sweep(root / "runs" / "tiny")
+    run = write_run(runs, WALKER, "semore_sac", 4, {0: [1.0]}, state="failed", error=f"ValueError: {HOSTILE}")
+    config = json.loads((run / "config.json").read_text())
+    config["guidance"] = HOSTILE
+    config["args"]["caption"] = HOSTILE
+    config["hardware"]["processor"] = HOSTILE
+    config["commit"] = '"><svg onload=alert(3)>'
+    (run / "config.json").write_text(json.dumps(config))
+    evil = runs / "walker" / "a<b onclick=alert(4)>'\"&{{SCRIPT}}" / "seed-1"
+    write_run(root / "spare", WALKER, "x", 1, {1000: [500.0], 2000: [999.0]}).rename(_made(evil))
+    for seed, name in ((1, "env-step-2000.mp4"), (2, "env-step-2000'><script>alert(5)<script>.mp4")):
+        video = runs / WALKER.replace("/", "_") / "drq_sac" / f"seed-{seed}" / "videos" / name.replace("/", "")
+        with VideoWriter(_made(video), fps=15) as writer:
+            for level in range(8):
+                writer.add(np.full((32, 32, 3), 20 * level, np.uint8))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimates, "REPETITIONS", 100)
+        suite = write_suite(root / "tiny.toml", WALKER, REACHER)
+        report((root / "runs",), suite, "drq_sac", output=root / "page" / "report.html")
+    return root / "page" / "report.html"
+
+
+def _made(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser() as opened:
+        yield opened
+
+
+@pytest.fixture
+def opened(chromium, page) -> Browser:
+    """The page, freshly opened on a desktop."""
+    chromium.console.clear()
+    chromium.requests.clear()
+    chromium.open(page)
+    return chromium
+
+
+def content(page: Path) -> dict:
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text()).group(1))
+
+
+# ---- the file ----
+
+
+def test_the_data_holds_every_run_and_the_tables_numbers(page):
+    found = content(page)
+    assert len(found["runs"]) == 14
+    (best,) = [row for row in found["rows"] if row["task"] == REACHER and row["agent"] == "semore_sac"]
+    assert (best["iqm"], best["mean"], best["scored"]) == (420, 420, 3)
+    curve = found["curves"][WALKER]["drq_sac"]
+    assert curve["steps"] == [0, 1000, 2000]
+    assert curve["iqm"] == [11, 60, 120]
+    assert [seed["values"] for seed in curve["seeds"]] == [[11, 55, 110], [11, 60, 120], [11, 65, 130]]
+    whole = found["curves"]["all tasks"]["semore_sac"]
+    assert whole["iqm"][-1] == pytest.approx(next(r["iqm"] for r in found["rows"] if r["agent"] == "semore_sac"))
+
+
+def test_nothing_in_the_file_but_its_own_script_is_code(page):
+    tags = []
+
+    class Parser(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            tags.append((tag, dict(attributes)))
+
+    Parser().feed(page.read_text())
+    assert [attributes.get("type") for tag, attributes in tags if tag == "script"] == ["application/json", None]
+    assert not {tag for tag, _ in tags} & {"img", "iframe", "link", "object", "embed", "b"}
+    assert not [name for _, attributes in tags for name in attributes if name.startswith("on")]
+    assert not [attributes for _, attributes in tags if "src" in attributes or "href" in attributes]
+    (policy,) = [a["content"] for tag, a in tags if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe" not in policy
+    assert content(page)["runs"][0]["settings"] is not None
+
+
+def test_videos_are_embedded_while_they_are_small_and_linked_otherwise(page, tmp_path):
+    sources = [run["video"] for run in content(page)["runs"] if run["video"]]
+    assert [video["source"][:22] for video in sources] == ["data:video/mp4;base64,"] * 2
+    assert all("link" not in video for video in sources)
+    run = write_run(tmp_path / "runs", WALKER, "drq_sac", 1, {2000: [5.0]})
+    for name in ("env-step-1.mp4", "env-step-2.mp4"):
+        _made(run / "videos" / name).write_bytes(b"x" * 2000)
+    report((tmp_path / "runs",), output=tmp_path / "a" / "report.html", video_megabytes=0.001)
+    (video,) = [run["video"] for run in content(tmp_path / "a" / "report.html")["runs"]]
+    assert video["link"].startswith("../runs/")
+    assert (tmp_path / "a" / video["link"]).samefile(run / "videos" / "env-step-2.mp4")
+
+
+def test_the_same_runs_give_the_same_page(tmp_path):
+    write_sweep(tmp_path / "runs", tasks=(WALKER,), seeds=(1,))
+    for name in ("a.html", "b.html"):
+        report((tmp_path / "runs",), output=tmp_path / name)
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+    with pytest.raises(UserError, match=r"ends in \.html"):
+        report((tmp_path / "runs",), output=tmp_path / "a.pdf")
+
+
+def test_runs_that_have_only_begun_give_a_page_too(tmp_path):
+    write_run(tmp_path / "runs", WALKER, "drq_sac", 1, {}, state="running", env_step=10)
+    report((tmp_path / "runs",), output=tmp_path / "a.html")
+    assert "no run has been evaluated" in content(tmp_path / "a.html")["notes"][0]
+
+
+# ---- in a browser ----
+
+
+def texts(opened: Browser, selector: str) -> list[str]:
+    return opened.run(f"[...document.querySelectorAll({json.dumps(selector)})].map(node => node.textContent)")
+
+
+@needs_chromium
+def test_it_opens_without_network_errors_or_foreign_code(opened, page):
+    assert [address for address in opened.requests if not address.startswith("data:")] == [page.resolve().as_uri()]
+    assert texts(opened, "h1") == ["tiny"]
+    assert len(texts(opened, "#curves svg")) == 3  # all tasks, and two
+    assert len(texts(opened, "#runs tbody tr")) == 14
+    assert texts(opened, "#runs tbody tr .state")[0] == "failed"
+    opened.run("document.querySelectorAll('#runs button.small').forEach(button => button.click())")
+    assert len(opened.run("document.querySelector('.error').textContent")) > len(HOSTILE)
+    assert HOSTILE in texts(opened, "dd")
+    assert opened.run("document.querySelectorAll('img, script[src], [onclick], [onerror], svg[onload]').length") == 0
+    assert opened.run("document.scripts.length") == 2
+    assert opened.console == []
+
+
+@needs_chromium
+def test_the_policy_stops_what_would_have_slipped_through(opened):
+    opened.run("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.caught = 1\">')")
+    opened.run("new Promise(done => setTimeout(done, 200))")
+    assert opened.run("window.caught") is None
+    assert "Content Security Policy" in " ".join(opened.console)
+
+
+@needs_chromium
+def test_filters_by_agent_and_by_task(opened):
+    assert texts(opened, "#leaderboard td.agent")[:2] == ["semore_sac", "drq_sac"]
+    thin = "document.querySelectorAll('#curves figure:nth-child(2) .thin').length"
+    assert opened.run(thin) == 8
+    opened.click("#agents button:nth-child(2)")  # by name: the hostile one is first
+    assert opened.run(thin) == 5
+    assert "drq_sac" not in texts(opened, "#leaderboard td.agent") + texts(opened, "#runs td.agent")
+    opened.click("#agents button:nth-child(2)")
+    assert opened.run(thin) == 8
+    choose = f"s => {{ s.value = {json.dumps(REACHER)}; s.dispatchEvent(new Event('change')) }}"
+    opened.run(f"({choose})(document.querySelector('#task'))")
+    assert texts(opened, "#curves h3") == ["reacher-easy"]
+    assert texts(opened, "#leaderboard td.number strong")[:2] == ["420", "220"]
+    assert set(texts(opened, "#runs td.task")) == {"reacher-easy"}
+    assert len(texts(opened, "#runs tbody tr")) == 6
+    assert opened.console == []
+
+
+@needs_chromium
+def test_hovering_and_arrow_keys_read_the_curves(opened):
+    assert opened.run("document.querySelector('#tooltip').hidden")
+    opened.point("#curves figure:nth-child(3) svg", across=0.97)
+    text = opened.run("document.querySelector('#tooltip').textContent")
+    assert text.startswith("2,000 env steps")
+    assert "semore_sac420" in text
+    assert "drq_sac220" in text
+    opened.run("document.querySelector('#curves figure:nth-child(3) svg').focus()")
+    opened.run(
+        "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowLeft', cancelable: true}))"
+    )
+    assert opened.run("document.querySelector('#tooltip b').textContent") == "1,000 env steps"
+    opened.point("h1")
+    assert opened.run("document.querySelector('#tooltip').hidden")
+    opened.point("#seeds figure:nth-child(2) circle")
+    assert opened.run("document.querySelector('#tooltip').textContent").startswith("seed ")
+    assert opened.console == []
+
+
+@needs_chromium
+def test_a_video_plays_from_the_file_itself(opened):
+    opened.run("[...document.querySelectorAll('#runs button')].find(b => b.textContent.includes('Video')).click()")
+    ready = "new Promise(done => { const v = document.querySelector('video'); v.readyState > 1 ? done(v.videoWidth) : "
+    assert (
+        opened.run(ready + "(v.onloadeddata = () => done(v.videoWidth), v.onerror = () => done(v.error.message)) })")
+        == 32
+    )
+    assert opened.run("document.querySelector('dialog').open")
+    assert opened.console == []
+
+
+@needs_chromium
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_is_cut_off_at_any_width(chromium, page, width, dark):
+    chromium.console.clear()
+    chromium.open(page, width, 844, dark)
+    assert chromium.run("document.documentElement.scrollWidth") <= width
+    outside = (
+        "[...document.querySelectorAll('main *')].filter(node => node.getBoundingClientRect().right > innerWidth + 1 "
+        "&& !node.closest('svg')).map(node => node.outerHTML.slice(0, 80))"
+    )
+    assert chromium.run(outside) == []
+    background = chromium.run("getComputedStyle(document.body).backgroundColor")
+    assert (max(map(int, re.findall(r"\d+", background))) < 60) == dark
+    chromium.click("#theme")
+    assert chromium.run("getComputedStyle(document.body).backgroundColor") != background
+    assert chromium.console == []

@@ -1,0 +1,304 @@
+"""Tables account for every seed, equal rliable's numbers, and are the same bytes every time."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from rliable import library, metrics
+from scipy.stats import trim_mean
+
+from semore_bench import estimates
+from semore_bench.estimates import aggregate, bootstrap, iqm, probability_of_improvement
+from semore_bench.frames import PUBLISHED, collect, load, save
+from semore_bench.results import results
+from semore_bench.tables import ALL, latex, make_table, markdown, seed_census, table, write_table
+from tests.synthetic_runs import REACH, REACHER, WALKER, write_run, write_suite, write_sweep
+from wrappers.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def quick(request, monkeypatch):
+    """Fewer bootstrap samples wherever the digits of an interval are not the point."""
+    if "intervals" not in request.node.name:
+        monkeypatch.setattr(estimates, "REPETITIONS", 100)
+
+
+@pytest.fixture
+def suite(tmp_path):
+    return write_suite(tmp_path / "tiny.toml", WALKER, REACHER)
+
+
+def row(made, agent, task=ALL) -> pd.Series:
+    (found,) = [r for _, r in made.rows.iterrows() if (r.agent, r.task) == (agent, task)]
+    return found
+
+
+# ---- the numbers ----
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5, 10])
+def test_aggregates_are_rliables(seeds):
+    rng = np.random.default_rng(seeds)
+    x, y = rng.random((seeds, 4)) * 1.2, rng.integers(0, 3, (seeds + 1, 4)) / 2  # with ties, and above the bound
+    tasks = [x[:, [k]] for k in range(4)]
+    theirs = [
+        metrics.aggregate_mean(x),
+        metrics.aggregate_median(x),
+        metrics.aggregate_iqm(x),
+        metrics.aggregate_optimality_gap(x),
+    ]
+    np.testing.assert_allclose(aggregate(*tasks), theirs)
+    np.testing.assert_allclose(iqm(x), trim_mean(x, 0.25, axis=0))
+    x[0] = y[0]
+    tasks = [x[:, [k]] for k in range(4)] + [y[:, [k]] for k in range(4)]
+    assert probability_of_improvement(*tasks).item() == pytest.approx(metrics.probability_of_improvement(x, y))
+
+
+def test_intervals_are_rliables_and_leave_the_global_generator_alone():
+    scores = np.random.default_rng(0).random((4, 3))
+    np.random.seed(5)  # noqa: NPY002
+    before = np.random.get_state()[1].tolist()  # noqa: NPY002
+    point, interval = bootstrap([scores[:, [k]] for k in range(3)], aggregate)
+    assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
+    again = bootstrap([scores[:, [k]] for k in range(3)], aggregate)[1]
+    assert interval.tolist() == again.tolist()
+    _, theirs = library.get_interval_estimates({"a": scores}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=4000)
+    np.testing.assert_allclose(interval[:, 2], theirs["a"][:, 0], atol=0.03)  # other draws
+    assert interval[0, 2] < point[2] < interval[1, 2]
+
+
+def test_a_single_seed_has_no_interval():
+    point, interval = bootstrap([np.array([[0.3]]), np.array([[0.5]])], aggregate)
+    assert point[0] == pytest.approx(0.4)
+    assert np.isnan(interval).all()
+
+
+def published_extract(path):
+    """Three tasks in the shape of published curves; steps of the second agent end an evaluation before 100,000."""
+    rng = np.random.default_rng(0)
+    with open(path, "w", newline="") as file:
+        write = csv.writer(file).writerow
+        write("source agent task seed env_step episode_return".split())
+        for task in ("walker_walk", "reacher_easy", "humanoid_run"):
+            for agent, spacing in (("curl", 20_000), ("dreamer", 9_000)):
+                for seed in range(10 if (agent, task) != ("dreamer", "reacher_easy") else 8):
+                    for step in range(0, 100_001, spacing):
+                        write(["x", agent, task, seed, step, round(rng.random() * step / 100, 1)])
+    return path
+
+
+@pytest.mark.parametrize("at", [40_000, 100_000])
+def test_published_rows_have_rliables_iqm_and_are_marked(tmp_path, at):
+    file = published_extract(tmp_path / "published.csv")
+    suite = write_suite(tmp_path / "tiny.toml", WALKER, REACHER, total_env_steps=100_000)
+    write_run(tmp_path / "runs" / "tiny", WALKER, "drq_sac", 1, {at: [500.0]})
+    made = make_table(collect([tmp_path / "runs"], suite, file), at)
+    text = pd.read_csv(file)
+    text = text[text.task.isin(["walker_walk", "reacher_easy"]) & (text.env_step <= at)]
+    last = text.groupby(["agent", "task", "seed"]).episode_return.last() / 1000
+    curl = last["curl"].unstack("task").to_numpy()
+    assert curl.shape == (10, 2)
+    assert row(made, "curl" + PUBLISHED).iqm == pytest.approx(metrics.aggregate_iqm(curl))
+    assert row(made, "dreamer" + PUBLISHED).iqm == pytest.approx(trim_mean(last["dreamer"], 0.25))  # 18 runs
+    assert row(made, "dreamer" + PUBLISHED).source == "published"
+    assert (row(made, "dreamer" + PUBLISHED).missing, row(made, "curl" + PUBLISHED).missing) == (2, 0)
+    notes = "\n".join(made.notes)
+    assert "humanoid_run" in notes
+    assert "were not measured here" in notes
+
+
+def test_scores_are_those_of_the_last_evaluation_until_the_step(tmp_path, suite):
+    # An evaluation takes place at the first decision that reaches its step: 1003 is the one of 1000.
+    write_run(tmp_path / "runs", WALKER, "drq_sac", 1, {1003: [100.0, 200.0], 2001: [300.0]})
+    write_run(tmp_path / "runs", WALKER, "drq_sac", 2, {1003: [50.0]}, state="running")
+    found = collect([tmp_path / "runs"], suite)
+    assert found.evaluations.env_step.tolist() == [1000, 2000, 1000]
+    assert found.scores(1000).score.tolist() == [150, 50]
+    assert found.scores(1999).score.tolist() == [150]  # seed 2 has not got there
+    assert found.scores().score.tolist() == [300]
+    assert found.scores(fraction=0.5).normalised.tolist() == [0.15, 0.05]
+
+
+def test_success_rates_and_returns_of_other_environments(tmp_path):
+    suite = write_suite(tmp_path / "a.toml", REACH, "CarRacing-v3")
+    for seed, done in ((1, [1, 0]), (2, [1, 1])):
+        write_run(tmp_path / "runs", REACH, "drq_sac", seed, {2000: [900.0, 10.0]}, success={2000: done})
+        write_run(tmp_path / "runs", "CarRacing-v3", "drq_sac", seed, {2000: [-50.0]})
+    made = make_table(collect([tmp_path / "runs"], suite))
+    reach, race, whole = (row(made, "drq_sac", task) for task in (REACH, "CarRacing-v3", ALL))
+    assert (reach["mean"], reach.success_rate) == (0.75, 0.75)
+    assert whole["mean"] == 0.75
+    assert (race["mean"], race.tasks) == (-50, 1)
+    assert np.isnan(race.optimality_gap)
+    assert np.isnan(race.success_rate)
+    assert any("CarRacing-v3 is not in `all tasks`" in note for note in made.notes)
+    suite = write_suite(tmp_path / "b.toml", "CarRacing-v3", bounds=[-100, 900])
+    assert row(make_table(collect([tmp_path / "runs"], suite)), "drq_sac")["mean"] == 0.05
+
+
+def test_probability_of_improvement_against_the_baseline(tmp_path, suite):
+    made = make_table(collect([write_sweep(tmp_path / "tiny")], suite), baseline="drq_sac")
+    assert row(made, "semore_sac").p_improvement == 1
+    assert np.isnan(row(made, "drq_sac").p_improvement)
+    assert made.rows[made.rows.task == ALL].agent.tolist() == ["semore_sac", "drq_sac"]
+    with pytest.raises(UserError, match="--baseline curl is not among the agents: drq_sac, semore_sac"):
+        make_table(collect([tmp_path], suite), baseline="curl")
+
+
+# ---- every seed ----
+
+
+def census(found, agent, task):
+    rows = seed_census(found, found.scores())
+    return rows[(rows.agent == agent) & (rows.task == task)].iloc[0]
+
+
+def test_failed_missing_unfinished_and_extra_seeds_are_told_apart_and_shown(tmp_path, suite):
+    root = write_sweep(tmp_path / "runs" / "tiny")
+    write_run(root, WALKER, "semore_sac", 4, {0: [1.0]}, state="failed", error="Traceback ...\nValueError: a | bug")
+    shutil.rmtree(root / REACHER.replace("/", "_") / "drq_sac" / "seed-2")
+    shutil.rmtree(root / WALKER.replace("/", "_") / "drq_sac" / "seed-1")
+    write_run(root, WALKER, "drq_sac", 1, {1000: [7.0]}, state="running")
+    never = root / REACHER.replace("/", "_") / "semore_sac" / "seed-5"  # crashed before there was a config.json
+    never.mkdir()
+    (never / "status.json").write_text(json.dumps({"state": "failed", "error": "ended with exit status 1"}))
+
+    found = collect([tmp_path / "runs"], suite)
+    semore = census(found, "semore_sac", WALKER)
+    assert (semore.scored, semore.failed, semore.extra) == ([1, 2, 3], [4], [4])
+    assert census(found, "drq_sac", REACHER).missing == [2]
+    assert census(found, "drq_sac", WALKER).unfinished == [1]
+    assert census(found, "semore_sac", REACHER).failed == [5]
+    made = make_table(found)
+    text = markdown(made)
+    assert f"drq_sac on {REACHER}: seed 2 missing" in text
+    assert f"drq_sac on {WALKER}: seed 1 not there yet" in text
+    assert f"semore_sac on {WALKER}: seed 4 failed (ValueError: a \\| bug)" in text
+    assert "ended with exit status 1" in text
+    assert "numbers of seeds are unequal" in text
+    for shown in (text, latex(made)):
+        for word in ("failed", "missing", "unfinished", "extra"):
+            assert word in shown
+    assert row(made, "drq_sac")[["scored", "failed", "unfinished", "missing"]].tolist() == [4, 0, 1, 1]
+
+
+def test_an_extra_seed_changes_the_table(tmp_path, suite):
+    root = write_sweep(tmp_path / "tiny")
+    before = markdown(make_table(collect([root], suite)))
+    write_run(root, WALKER, "drq_sac", 9, {2000: [120.0]})
+    after = markdown(make_table(collect([root], suite)))
+    assert before != after
+    assert f"drq_sac on {WALKER}: seed 9 extra" in after
+
+
+def test_an_agent_that_misses_a_task_is_ranked_last_and_said_to(tmp_path, suite):
+    root = write_sweep(tmp_path / "tiny")
+    write_run(root, WALKER, "lucky", 1, {2000: [1000.0]})
+    made = make_table(collect([root], suite))
+    assert made.rows[made.rows.task == ALL].agent.tolist() == ["semore_sac", "drq_sac", "lucky"]
+    text = markdown(made)
+    assert "1 of 2" in text
+    assert f"lucky on {REACHER}: no score" in text
+
+
+def test_damaged_runs_and_half_written_rows(tmp_path, suite):
+    root = write_sweep(tmp_path / "tiny")
+    walker = root / WALKER.replace("/", "_") / "drq_sac"
+    with open(walker / "seed-1" / "eval.csv", "a") as file:
+        file.write("2000,500,7,9,99")
+    (walker / "seed-2" / "config.json").write_text("{")
+    found = collect([root], suite)
+    assert census(found, "drq_sac", WALKER).missing == [2]
+    assert found.scores().query("agent == 'drq_sac' and seed == 1").score.tolist() == [110, 210]
+    assert "config.json is damaged" in markdown(make_table(found))
+
+
+# ---- files ----
+
+
+def test_the_same_runs_give_the_same_bytes(tmp_path, suite):
+    write_sweep(tmp_path / "runs" / "tiny")
+    for name in ("first", "second"):
+        np.random.seed(None)  # noqa: NPY002
+        table((tmp_path / "runs",), suite, "drq_sac", output=tmp_path / name)
+    for kind in ("md", "csv", "tex"):
+        assert (tmp_path / "first" / f"table.{kind}").read_bytes() == (
+            tmp_path / "second" / f"table.{kind}"
+        ).read_bytes()
+
+
+def test_texts_hold_the_numbers_and_hostile_names_do_no_harm(tmp_path, suite):
+    name = "a|<b>[x](y)%_&"
+    root = write_sweep(tmp_path / "tiny", agents=(name, "drq_sac"))
+    made = make_table(collect([root], suite), baseline="drq_sac")
+    text, tex = markdown(made), latex(made)
+    assert r"| drq_sac | 0.370 [0.3" in text  # returns 310 to 330 and 410 to 430
+    assert "a\\|\\<b\\>[x]\\(y)%_&" in text
+    rows = [line for line in text.splitlines() if line.startswith("|") and "---" not in line]
+    assert len({line.replace("\\|", "").count("|") for line in rows if "1 of" in line or "2 of" in line}) == 1
+    assert r"a|<b>[x](y)\%\_\&" in tex
+    write_table(made, tmp_path / "out")
+    saved = pd.read_csv(tmp_path / "out" / "table.csv")
+    assert saved.iqm.tolist() == pytest.approx(made.rows.iqm.tolist(), abs=1e-6)
+
+
+def test_results_can_be_built_and_made_again_from_their_csv(tmp_path, suite):
+    write_sweep(tmp_path / "runs" / "tiny")
+    write_run(tmp_path / "runs" / "tiny", WALKER, "drq_sac", 4, {1000: [1.0]}, state="failed", error="Boom: x")
+    results("build", (tmp_path / "runs",), suite, "drq_sac", tmp_path / "kept")
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()}
+    names = {f"{stem}.{kind}" for stem in ("curves", "profiles", "efficiency") for kind in ("png", "svg")}
+    names |= {"table.md", "table.csv", "table.tex", "report.html", "evaluations.csv", "provenance.json"}
+    assert set(kept) == names
+    provenance = json.loads(kept["provenance.json"])
+    assert provenance["seeds"] == [1, 2, 3, 4]
+    assert provenance["guidance"] == {"drq_sac": ["none"], "semore_sac": ["simulator"]}
+    assert provenance["wall_seconds"] == pytest.approx(4 * (101 + 102 + 103) + 104)
+    assert provenance["environments"][0]["commit"] == "0123456789abcdef"
+    assert str(tmp_path) not in kept["provenance.json"].decode()
+    for name in names - {"evaluations.csv", "provenance.json"}:
+        (tmp_path / "kept" / name).unlink()
+    shutil.rmtree(tmp_path / "runs")
+    results("rebuild", (tmp_path / "kept",), baseline="drq_sac")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()} == kept
+
+
+def test_saved_results_are_what_was_collected(tmp_path, suite):
+    found = collect([write_sweep(tmp_path / "tiny")], suite)
+    save(found, tmp_path / "kept")
+    again = load(tmp_path / "kept")
+    pd.testing.assert_frame_equal(found.evaluations, again.evaluations)
+    assert (found.runs, found.tasks, found.environments) == (again.runs, again.tasks, again.environments)
+    assert found.settings == again.settings
+
+
+@pytest.mark.parametrize(
+    ("published", "words"),
+    [
+        ("agent,task\na,walker_walk\n", "no column seed, env_step, episode_return"),
+        ("agent,task,seed,env_step,episode_return\n" + "a,walker_walk,1,0,5\n" * 2, "more than once"),
+        (None, "cannot be read"),
+    ],
+)
+def test_mistakes_in_published_files_are_named(tmp_path, suite, published, words):
+    file = tmp_path / "published.csv"
+    if published:
+        file.write_text(published)
+    with pytest.raises(UserError, match=words):
+        collect([write_sweep(tmp_path / "tiny")], suite, file)
+
+
+def test_mistakes_are_answered_with_what_to_do(tmp_path, suite):
+    with pytest.raises(UserError, match="no run directory"):
+        collect([tmp_path], suite)
+    root = write_sweep(tmp_path / "one")
+    write_sweep(tmp_path / "two", agents=("drq_sac",))
+    with pytest.raises(UserError, match="are both drq_sac on .* with seed 1; name the folder"):
+        collect([tmp_path], suite)
+    with pytest.raises(UserError, match="--at"):
+        make_table(collect([root], suite), at=5000)
+    with pytest.raises(UserError, match="no complete results"):
+        load(root)
