@@ -139,7 +139,7 @@ def page_content(results: Results, baseline: str | None = None) -> dict[str, Any
 
 
 def _curves(results: Results) -> dict[str, dict[str, Any]]:
-    """Task -> agent -> seeds with their points, and the IQM with its interval at the steps that all of them have."""
+    """Task -> agent -> seeds with their points, and the IQM with its interval and the number of seeds at each step."""
     curves: dict[str, dict[str, Any]] = {ALL: {}}
     whole = {fraction: results.scores(fraction=fraction) for fraction in results.fractions}
     for task in results.tasks:
@@ -148,26 +148,29 @@ def _curves(results: Results) -> dict[str, dict[str, Any]]:
         curves[task.env_id] = {}
         for agent, own in rows.groupby("agent"):
             seeds = own.pivot(index="seed", columns="env_step", values="score")
-            points, (low, high) = bootstrap([seeds.dropna(axis=1).to_numpy()], iqm)
-            curves[task.env_id][agent] = {
-                "steps": list(seeds.dropna(axis=1).columns),
-                "iqm": points,
-                "low": low,
-                "high": high,
+            line = {"steps": list(seeds.columns), "iqm": [], "low": [], "high": [], "counts": list(seeds.count())}
+            # A seed that failed ends early: each stretch of steps has the seeds that were evaluated there.
+            present = seeds.notna()
+            for _, stretch in seeds.T.groupby((present != present.shift(axis=1)).any().cumsum()):
+                points, (low, high) = bootstrap([stretch.T.dropna().to_numpy()], iqm)
+                for name, values in (("iqm", points), ("low", low), ("high", high)):
+                    line[name] += list(values)
+            curves[task.env_id][agent] = line | {
                 "seeds": [
                     {"seed": seed, "steps": list(row.dropna().index), "values": list(row.dropna())}
                     for seed, row in seeds.iterrows()
                 ],
             }
     for agent in results.agents:
-        line: dict[str, Any] = {"steps": [], "iqm": [], "low": [], "high": [], "seeds": []}
+        line = {"steps": [], "iqm": [], "low": [], "high": [], "counts": [], "seeds": []}
         for fraction, scores in whole.items():
             own = scores[scores.agent == agent].dropna(subset=["normalised"])
             tasks = [rows[["normalised"]].to_numpy() for _, rows in own.groupby("task")]
             if len(tasks) < sum(task.bounds is not None for task in results.tasks) or not tasks:
                 continue  # an average over other tasks than before would be another curve
             (point,), ((low,), (high,)) = bootstrap(tasks, lambda *tasks: np.array([iqm(np.concatenate(tasks)).item()]))
-            for name, value in zip(("steps", "iqm", "low", "high"), (fraction, point, low, high), strict=True):
+            values = {"steps": fraction, "iqm": point, "low": low, "high": high, "counts": len(own)}
+            for name, value in values.items():
                 line[name].append(value)
         curves[ALL][agent] = line
     return curves

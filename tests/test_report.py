@@ -82,6 +82,9 @@ def test_the_data_holds_every_run_and_the_tables_numbers(page):
     assert curve["steps"] == [0, 1000, 2000]
     assert curve["iqm"] == [11, 60, 120]
     assert [seed["values"] for seed in curve["seeds"]] == [[11, 55, 110], [11, 60, 120], [11, 65, 130]]
+    failed = found["curves"][WALKER]["semore_sac"]  # seed 4 was evaluated at 0 alone
+    assert failed["counts"] == [4, 3, 3]
+    assert failed["iqm"] == [11, 160, 320]
     whole = found["curves"]["all tasks"]["semore_sac"]
     assert whole["iqm"][-1] == pytest.approx(next(r["iqm"] for r in found["rows"] if r["agent"] == "semore_sac"))
 

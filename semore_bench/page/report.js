@@ -195,9 +195,12 @@ function curvePlot(name, width) {
     for (const seed of curve.seeds)
       svg.append(element("path", { class: "thin", d: path(seed.steps, seed.values), stroke: colour(agent) }));
   for (const [agent, curve] of curves) {
-    if (curve.low.every(isNumber) && curve.steps.length > 1) {
-      const back = path([...curve.steps].reverse(), [...curve.low].reverse()).replace("M", "L");
-      svg.append(element("path", { class: "band", d: `${path(curve.steps, curve.high)}${back}Z`, fill: colour(agent) }));
+    const known = curve.steps.map((_, i) => i).filter((i) => isNumber(curve.low[i]));
+    const pick = (points, order) => order.map((i) => points[i]);
+    if (known.length > 1) {
+      const back = known.toReversed();
+      const edges = path(pick(curve.steps, known), pick(curve.high, known)) + path(pick(curve.steps, back), pick(curve.low, back)).replace("M", "L");
+      svg.append(element("path", { class: "band", d: `${edges}Z`, fill: colour(agent) }));
     }
     svg.append(element("path", { class: "bold", d: path(curve.steps, curve.iqm), stroke: colour(agent), "stroke-dasharray": dash(agent) }));
     if (curve.steps.length === 1)
@@ -218,7 +221,9 @@ function curvePlot(name, width) {
       const at = c.steps.indexOf(step);
       if (at < 0) continue;
       marks.append(element("circle", { class: "dot", cx: x(step), cy: y(c.iqm[at]), r: 4, fill: colour(agent) }));
-      lines.push([c.iqm[at], agent, isNumber(c.low[at]) ? `  ${number(c.low[at], digits)}–${number(c.high[at], digits)}` : ""]);
+      const range = isNumber(c.low[at]) ? `  ${number(c.low[at], digits)}–${number(c.high[at], digits)}` : "";
+      const fewer = c.counts[at] < Math.max(...c.counts) ? `  ${plural(c.counts[at], task ? "seed" : "run")}` : "";
+      lines.push([c.iqm[at], agent, range + fewer]);
     }
     lines.sort((a, b) => b[0] - a[0]);
     const box = svg.getBoundingClientRect();
