@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -104,19 +105,29 @@ class RayExecutor:
 
     def __init__(self, address: str | None, cpus: float, gpus: float, memory: int):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # a cluster also starts on a busy machine
         try:
             import ray
         except ImportError:
             raise UserError('--executor ray needs Ray; type: pip install "semore-bench[ray]"') from None
         self._ray = ray
+        address = address or os.environ.get("RAY_ADDRESS")
         try:
+            if (host := (address or "").removeprefix("ray://").rpartition(":"))[1]:
+                socket.create_connection((host[0], int(host[2])), timeout=10).close()  # Ray itself tries for minutes
             ray.init(address, log_to_driver=False, logging_level="error")
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises plain ones
             reason = str(error).partition("\n")[0]
             raise UserError(
-                f"no Ray cluster answers at {address or os.environ.get('RAY_ADDRESS')} ({reason}); start one with "
-                "`ray start --head`, or leave --ray-address away"
+                f"no Ray cluster answers at {address} ({reason}); start one with `ray start --head`, or leave "
+                "--ray-address away"
+                if address
+                else f"Ray did not start ({reason}); its logs are in /tmp/ray/session_latest/logs"
             ) from None
+        needed = {"CPU": cpus, "GPU": gpus, "memory": memory}
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if not any(all(node.get(name, 0) >= amount for name, amount in needed.items()) for node in nodes):
+            print(f"warning: no node of the Ray cluster has {needed}; the runs wait for one", file=sys.stderr)
         self._task = ray.remote(num_cpus=cpus, num_gpus=gpus, memory=memory, max_retries=NODE_DEATHS)(supervise)
         self._references: list[Any] = []
 
