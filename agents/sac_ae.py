@@ -73,9 +73,14 @@ class Encoder(nn.Sequential):
     def __init__(self, channels: int, strides: tuple[int, ...]):
         layers: list[nn.Module] = []
         for stride in strides:
-            layers += [nn.Conv2d(channels, 32, 3, stride), nn.ReLU()]
+            layers += [nn.Conv2d(channels, 32, 3, stride), nn.ReLU(inplace=True)]
             channels = 32
         super().__init__(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolve = super().forward
+        # On a CPU in pieces, so that it uses the same memory again and again instead of asking for fresh pages.
+        return convolve(x) if x.is_cuda else torch.cat([convolve(piece) for piece in x.split(64)])
 
 
 class Decoder(nn.Sequential):

@@ -101,9 +101,14 @@ class Encoder(nn.Sequential):
     def __init__(self, channels: int, strides: tuple[int, ...]):
         layers: list[nn.Module] = []
         for stride in strides:
-            layers += [nn.Conv2d(channels, 32, 3, stride), nn.ReLU()]
+            layers += [nn.Conv2d(channels, 32, 3, stride), nn.ReLU(inplace=True)]
             channels = 32
         super().__init__(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolve = super().forward
+        # On a CPU in pieces, so that it uses the same memory again and again instead of asking for fresh pages.
+        return convolve(x) if x.is_cuda else torch.cat([convolve(piece) for piece in x.split(64)])
 
 
 class Interaction(nn.Module):
@@ -192,12 +197,12 @@ def orthogonal(module: nn.Module) -> None:
 def random_shift(frames: Tensor, offset: Tensor) -> Tensor:
     """Shifts each sample by its own offset, repeating the border: the crop of an edge-padded image.
 
-    frames uint8 (B, k, H, W, c), offset int64 (B, 2) -> uint8 (B, k * c, H, W) in channels-last layout.
+    frames uint8 (B, k, H, W, c), offset int32 (B, 2) -> uint8 (B, k * c, H, W) in channels-last layout.
     """
     batch, stack, height, width, channels = frames.shape
-    y = (torch.arange(height, device=frames.device) + offset[:, :1]).clamp(0, height - 1)
-    x = (torch.arange(width, device=frames.device) + offset[:, 1:]).clamp(0, width - 1)
-    image = torch.arange(batch * stack, device=frames.device).view(batch, 1, 1, stack)
+    y = (torch.arange(height, dtype=offset.dtype, device=frames.device) + offset[:, :1]).clamp(0, height - 1)
+    x = (torch.arange(width, dtype=offset.dtype, device=frames.device) + offset[:, 1:]).clamp(0, width - 1)
+    image = torch.arange(batch * stack, dtype=offset.dtype, device=frames.device).view(batch, 1, 1, stack)
     rows = (image * height + y[:, :, None, None]) * width + x[:, None, :, None]
     shifted = frames.reshape(-1, channels).index_select(0, rows.reshape(-1))
     return shifted.view(batch, height, width, stack * channels).permute(0, 3, 1, 2)
@@ -323,7 +328,8 @@ class Agent(nn.Module):
         return metrics
 
     def augment(self, batch: Batch) -> tuple[Tensor, ...]:
-        offset = torch.randint(-self.args.shift, self.args.shift + 1, (2, len(batch.reward), 2)).to(self.device)
+        size = 2, len(batch.reward), 2
+        offset = torch.randint(-self.args.shift, self.args.shift + 1, size, dtype=torch.int32).to(self.device)
         rgb = random_shift(self.tensor(batch.rgb), offset[0])
         next_rgb = random_shift(self.tensor(batch.next_rgb), offset[1])
         flow = next_flow = None

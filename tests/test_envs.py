@@ -252,6 +252,61 @@ if __name__ == "__main__":
     assert "torch" not in worker, "it would cost every worker seconds and memory"
 
 
+@pytest.mark.parametrize("annotator", ["transformers", "embedded"])
+def test_models_are_loaded_by_the_worker_alone(tmp_path, annotator):
+    """The learner needs the shapes of annotations, not the models; workers say how their annotators fare."""
+    from tests.tiny_models import save_clip, save_vlm
+
+    if annotator == "transformers":
+        save_clip(tmp_path / "clip")
+        annotator = f"transformers:{save_vlm(tmp_path / 'captioner')}"
+        clip, caption, cache, mode, grid = tmp_path / "clip", "a cart with a pole", tmp_path / "cache", "async", 4
+    else:
+        clip, caption, cache, mode, grid = None, "", tmp_path / "unused", "pipelined", 8
+    script = f"""
+import json, sys
+import numpy as np
+from semore_bench.envs import EnvConfig, Workers
+if __name__ == "__main__":
+    settings = dict(clip={clip and str(clip)!r}, annotation_cache={str(cache)!r})
+    config = EnvConfig(image_size=40, annotator={annotator!r}, **settings)
+    with Workers("{TOY}", config) as workers:
+        workers.reset([0])
+        seeds, captions = iter(range(1, 10**6)), []
+        for _ in range(200):
+            if len(captions) >= 3: break
+            workers.send(np.zeros((1, 2)))
+            (step,) = workers.receive(seeds)
+            captions += [annotation.caption for annotation in step.info["annotations"]]
+        shape = workers.observation_space["relevance"].shape
+        print(json.dumps([sorted(sys.modules), workers._envs.call("loaded_modules")[0], captions, shape,
+                          workers._envs.get_attr("mode")[0], workers.statistics()]))
+"""
+    path = tmp_path / "script.py"
+    path.write_text(script)
+    result = subprocess.run(
+        [sys.executable, str(path)], cwd=ROOT, env=_environment(), capture_output=True, text=True, check=True
+    )
+    here, there, captions, shape, chosen, statistics = json.loads(result.stdout.splitlines()[-1])
+    assert "transformers" in there
+    assert not {"transformers", "open_clip"} & {name.split(".")[0] for name in here}
+    assert all(said.startswith(caption) for said in captions)
+    assert (shape, chosen) == ([grid, grid], mode)
+    assert statistics["annotations"] >= 3
+    assert 0 < statistics["annotated_share"] <= 0.5
+    assert ("cache_misses" in statistics) == (mode == "async") == cache.exists()
+
+
+def test_a_model_is_not_loaded_by_several_workers():
+    with pytest.raises(UserError, match="serve it .*or use one environment"):
+        Workers(TOY, EnvConfig(annotator="transformers:SmolVLM"), num_envs=2)
+
+
+def test_unknown_annotators_are_explained():
+    with pytest.raises(UserError, match="expected none, simulator, embedded"):
+        make_env(TOY, EnvConfig(annotator="oracle"))
+
+
 def _environment() -> dict[str, str]:
     import os
 

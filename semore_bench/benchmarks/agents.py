@@ -78,8 +78,8 @@ class Agents:
                     blocks[name].append(stepper.run(self.block_steps))
         table = Table(
             title=f"milliseconds per agent step, preset {self.preset}, {self.env_id}: medians of {self.blocks} blocks",
-            caption=f"An environment's step alone takes {environment[None]:.1f} ms, with flow {environment['dis']:.1f} ms; "
-            f"it runs beside the update. update/twin: against {self.twin}'s. step: all, over the longer of the two.",
+            caption=f"An environment's step alone takes {environment[None]:.1f} ms, with flow {environment['dis']:.1f} "
+            f"ms; it runs beside the update. step: all, over the longer of the two. update/twin: against {self.twin}.",
         )
         columns = (
             "agent",
@@ -179,7 +179,8 @@ class Agents:
                     times[name].append(value)
         quotient = np.array(times["official"]) / np.array(times["ours"])
         table = Table(
-            title=f"a DrQ-v2 update, {args.image_size} px, batch {batch_size}, {device}, {torch.get_num_threads()} threads",
+            title=f"a DrQ-v2 update, {args.image_size} px, batch {batch_size}, {device}, "
+            f"{torch.get_num_threads()} threads",
             caption="the official code with its own settings for logs (none); quotient: median (quartiles) over pairs",
         )
         for column in ("official, ms", "ours, ms", "official / ours"):

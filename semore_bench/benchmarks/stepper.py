@@ -61,8 +61,9 @@ class Stepper:
     def __init__(self, file: Path, flags: Sequence[str], environment: dict[str, str] | None = None):
         self.name = file.stem
         self._folder = tempfile.TemporaryDirectory(prefix="semore-bench-")
-        self._log = Path(self._folder.name) / "log.txt"
-        fixed = {"run-dir": f"{self._folder.name}/run", "total-env-steps": 10**7, "eval-every": 10**7}
+        self.folder = Path(self._folder.name)
+        self._log = self.folder / "log.txt"
+        fixed = {"run-dir": str(self.folder / "run"), "total-env-steps": 10**7, "eval-every": 10**7}
         fixed |= {"checkpoint-every": 5000, "replay-capacity": 5000}
         words = [word for name, value in fixed.items() for word in (f"--{name}", str(value))]
         with open(self._log, "w") as log:

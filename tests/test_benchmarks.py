@@ -1,0 +1,110 @@
+"""The benchmarks run, compare what they say they compare, and explain what goes wrong. No test is about speed."""
+
+import re
+
+import pytest
+
+from semore_bench.benchmarks import guidance
+from semore_bench.benchmarks.stepper import Stepper
+from semore_bench.cli import run
+from semore_bench.listing import ROOT
+from wrappers.errors import UserError
+
+TOY = "--env-id tests.toy_env:Toy-v0 --image-size 40 --batch-size 4 --random-steps 6 --device cpu".split()
+HERE = {"PYTHONPATH": str(ROOT)}
+
+
+def test_an_agent_trains_a_block_at_a_time():
+    with Stepper(ROOT / "agents" / "drq_sac.py", TOY, HERE) as stepper:
+        random = stepper.run(5)
+        learning = stepper.run(10)
+    assert random.update == random.sample == 0 < random.turn
+    assert 0 < learning.sample < learning.update < learning.turn
+    assert learning.act + learning.update + learning.wait + learning.add < learning.turn
+    assert 40 * 40 * 3 < learning.replay_bytes < 1.1 * 40 * 40 * 3 + 100
+    assert learning.memory >= random.memory > 50
+    assert not learning.flow
+    assert stepper._process.returncode is not None, "ended with its context"
+
+
+def test_an_agent_that_ends_is_quoted():
+    with (
+        Stepper(ROOT / "agents" / "drq_sac.py", [*TOY, "--frame-stack", "0"], HERE) as stepper,
+        pytest.raises(UserError, match="--frame-stack must be at least 1"),
+    ):
+        stepper.run(5)
+
+
+def test_flow_and_captions_are_compared_with_rgb(capsys):
+    numbers = "--image-size 36 --blocks 2 --block-steps 4 --training-blocks 0".split()
+    names = "--env-ids dm_control/cartpole-swingup-v0 --annotator simulator".split()
+    assert not run(["benchmark", "guidance", *numbers, *names])
+    row = next(line for line in capsys.readouterr().out.splitlines() if "cartpole" in line)
+    assert len(re.findall(r"\d\.\d\d \(\d\.\d\d-\d\.\d\d\)", row)) == 2
+
+
+def test_training_goes_on_beside_a_slow_captioner(monkeypatch, trained):
+    """With its real server and client; what the captions say is found in the replay of the run."""
+    monkeypatch.setattr(guidance, "SLOW_SECONDS", 0.2)
+    flags = [
+        "--image-size",
+        "32",
+        "--batch-size",
+        "4",
+        "--annotate-every",
+        "2",
+        "--env-id",
+        "dm_control/cartpole-swingup-v0",
+    ]
+    with guidance._slow_server() as url:
+        flags += ["--annotator", f"openai:{url}#slow", "--clip", str(trained[0] / "clip"), "--random-steps", "10"]
+        with Stepper(ROOT / "agents" / "semore_sac.py", flags) as stepper:
+            for _ in range(10):
+                stepper.run(20)
+            metrics = (next(stepper.folder.rglob("metrics.csv"))).read_text()
+    annotations = re.findall(r"guidance/annotations,(\d+)", metrics)
+    assert int(annotations[-1]) > 20
+    assert re.search(r"map_loss,\d", metrics)
+    assert float(re.findall(r"guidance/age_frames,([\d.]+)", metrics)[-1]) > 1, "they came late, and were used"
+
+
+OFFICIAL = """
+import hydra, torch, utils
+
+class DrQV2Agent:
+    def __init__(self, obs_shape, action_shape, **settings):
+        self.obs_shape, self.action_shape = obs_shape, action_shape
+
+    def update(self, batches, step):
+        obs, action, reward, discount, next_obs = next(batches)
+        assert obs.shape == next_obs.shape == (4, *self.obs_shape) and obs.dtype == torch.uint8
+        assert action.shape == (4, *self.action_shape) and reward.shape == discount.shape == (4, 1)
+        utils.calls += 1
+"""
+
+
+def test_an_official_update_takes_turns_with_ours(tmp_path, capsys):
+    (tmp_path / "drqv2.py").write_text(OFFICIAL)
+    (tmp_path / "utils.py").write_text("calls = 0")
+    against = ["--against", "drqv2-official", str(tmp_path)]
+    assert not run(["benchmark", "agents", *against, "--batch-size", "4", "--blocks", "1"])
+    assert re.search(r"84 px, batch 4, \w+,\s+\d+\s+threads", capsys.readouterr().out)
+    import sys
+
+    assert sys.modules.pop("utils").calls == 4
+    del sys.modules["drqv2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("agents --names drq_sak", "there is no agent 'drq_sak'"),
+        ("agents --against drqv2-official /nowhere", "no drqv2.py in /nowhere"),
+        ("agents --against tdmpc2 /nowhere", "expected drqv2-official"),
+        ("agents --blocks 0", "at least 1"),
+        ("guidance --block-steps 0", "at least 1"),
+    ],
+)
+def test_mistakes_are_explained(words, said, capsys):
+    assert run(["benchmark", *words.split()]) == 2
+    assert said in capsys.readouterr().err
