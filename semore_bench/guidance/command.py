@@ -23,7 +23,7 @@ def train_guidance(
     output: Path = MODELS,
     cache: Path = Path("runs/guidance"),
     frames: int = 2000,
-    updates: int = 1200,
+    updates: int = 2500,
     batch_size: int = 128,
     seed: int = 0,
     leave_out: str = "acrobot",

@@ -20,7 +20,7 @@ from wrappers.backends.clip import TEMPLATES
 
 DENSE_SCALE = 50.0  # that of wrappers.backends.annotation.patch_probabilities
 EXTRA_CAPTIONS = 128  # that no image of the batch shows
-DENSE_WEIGHT = 0.1  # more, and its steep gradients leave nothing for what concerns the whole image
+DENSE_WEIGHT = 0.1  # more from the start, and its steep gradients leave nothing for what concerns the whole image
 WARM_UP = 0.05  # share of the updates
 CHECKPOINT_EVERY = 200  # updates
 
@@ -177,9 +177,12 @@ def losses_of(model: Guidance, corpus: Corpus, texts: _Texts, step: int, setting
     answers = torch.from_numpy(corpus.answers[chosen])
     logits = model.answer_logits(features.tokens, answers)
     scale = model.clip.logit_scale.exp().clamp(max=100)
+    # What is rare is learned first, and made as probable as it is at last.
+    progress = step / settings.updates
+    dense = dense_loss(features.patches, class_embeddings, group_classes, shares, balance=0.5 * (1 - progress))
     return {
         "contrast": contrastive_loss(features.images, caption_embeddings, torch.from_numpy(labels), scale),
-        "dense": DENSE_WEIGHT * dense_loss(features.patches, class_embeddings, group_classes, shares),
+        "dense": DENSE_WEIGHT * (1 + 2 * progress) * dense,
         "caption": F.cross_entropy(logits.flatten(0, 1), answers.flatten(), ignore_index=model.tokenizer.pad_token_id),
     }
 
@@ -203,20 +206,22 @@ def contrastive_loss(images: Tensor, texts: Tensor, labels: Tensor, scale: Tenso
     return (from_images + from_texts) / 2
 
 
-def dense_loss(patches: Tensor, classes: Tensor, group_classes: Tensor, shares: Tensor) -> Tensor:
-    """Cross entropy of each patch's classes, the rarer ones weighted up by the root of how rare they are.
+def dense_loss(patches: Tensor, classes: Tensor, group_classes: Tensor, shares: Tensor, balance: float = 0.0) -> Tensor:
+    """Cross entropy of each patch's classes.
 
     Args:
         patches: unit vectors (n, G, G, d).
         classes: unit rows (C, d).
         group_classes: (n, K), which rows are an image's classes, -1 for none.
         shares: (n, G, G, K), the share of each class in each patch.
+        balance: with 0 the least loss is at probabilities that equal the shares; with more, rarer classes weigh
+            more, by this power of how rare they are.
     """
     texts = classes[group_classes.clamp(min=0)]
     logits = DENSE_SCALE * torch.einsum("nijd,nkd->nijk", patches, texts)
     logits = logits.masked_fill((group_classes < 0)[:, None, None], -1e4)
     frequency = shares.mean((1, 2), keepdim=True)
-    weights = shares / (frequency + 0.02).sqrt()
+    weights = shares / (frequency + 0.02) ** balance
     return -(weights * F.log_softmax(logits, dim=-1)).sum() / weights.sum()
 
 
