@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from wrappers import ActionRepeat, OpticalFlowObservation, PixelObservation, UserError
-from wrappers.backends.flow import DISFlow, FarnebackFlow, flow_between
+from wrappers.backends.flow import MARGIN, DISFlow, FarnebackFlow, flow_between
 from wrappers.backends.mujoco import Renderer, Simulation
 from wrappers.flow import decode_flow, encode_flow, flow_to_rgb
 
@@ -90,6 +90,18 @@ def report(capsys, record_property):
 
 
 @pytest.mark.parametrize("size", [64, 84])
+@pytest.mark.parametrize("place", [(0, 0), (0, 83), (83, 0), (83, 83), (40, 2), (40, 40)])
+def test_dis_finds_nothing_far_from_what_changed(place):
+    still = np.random.default_rng(0).integers(0, 200, (84, 84, 3), np.uint8)
+    changed = still.copy()
+    changed[place] = 255
+    flow = DISFlow()(still, changed)
+    y, x = np.indices((84, 84))
+    assert not flow[(abs(y - place[0]) > MARGIN) | (abs(x - place[1]) > MARGIN)].any()
+    assert not DISFlow()(still, still).any()
+    assert np.isfinite(flow).all()
+
+
 @pytest.mark.parametrize(("estimator", "moving_bound"), [(DISFlow, 0.3), (FarnebackFlow, 1.0)])
 def test_known_shifts_are_recovered(estimator, moving_bound, size, report):
     name = f"{estimator.__name__} at {size} px"

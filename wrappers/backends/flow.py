@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from wrappers.backends.mujoco import Geometry, Renderer
 
 
+MARGIN = 20  # pixels around what changed that DISFlow looks at
+
+
 class FlowEstimator(Protocol):
     """Two uint8 (H, W, 3) frames to a float (H, W, 2) flow in pixels: x to the right, then y down.
 
@@ -36,14 +39,21 @@ class DISFlow:
         self._dis.setFinestScale(0)
         self._dis.setPatchSize(5)
         self._dis.setPatchStride(3)
-        self._dis.setGradientDescentIterations(10)
+        self._dis.setGradientDescentIterations(6)
         self._dis.setUseMeanNormalization(False)
         self._dis.setVariationalRefinementIterations(3)
         self._dis.setVariationalRefinementDelta(20.0)
         self._dis.setVariationalRefinementGamma(5.0)
 
     def __call__(self, previous_rgb: np.ndarray, current_rgb: np.ndarray) -> np.ndarray:
-        return -self._dis.calc(_grey(current_rgb), _grey(previous_rgb), None)
+        previous, current = _grey(previous_rgb), _grey(current_rgb)
+        flow = np.zeros((*current.shape, 2), np.float32)
+        left, top, width, height = cv2.boundingRect(cv2.absdiff(previous, current))
+        if width:  # where a picture is what it was, nothing moved: look at the rest, and around it
+            seen = np.s_[max(0, top - MARGIN) : top + height + MARGIN, max(0, left - MARGIN) : left + width + MARGIN]
+            previous, current = (np.ascontiguousarray(picture[seen]) for picture in (previous, current))
+            flow[seen] = -self._dis.calc(current, previous, None)
+        return flow
 
 
 class FarnebackFlow:
