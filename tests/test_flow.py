@@ -89,7 +89,6 @@ def report(capsys, record_property):
     return line
 
 
-@pytest.mark.parametrize("size", [64, 84])
 @pytest.mark.parametrize("place", [(0, 0), (0, 83), (83, 0), (83, 83), (40, 2), (40, 40)])
 def test_dis_finds_nothing_far_from_what_changed(place):
     still = np.random.default_rng(0).integers(0, 200, (84, 84, 3), np.uint8)
@@ -102,6 +101,7 @@ def test_dis_finds_nothing_far_from_what_changed(place):
     assert np.isfinite(flow).all()
 
 
+@pytest.mark.parametrize("size", [64, 84])
 @pytest.mark.parametrize(("estimator", "moving_bound"), [(DISFlow, 0.3), (FarnebackFlow, 1.0)])
 def test_known_shifts_are_recovered(estimator, moving_bound, size, report):
     name = f"{estimator.__name__} at {size} px"
