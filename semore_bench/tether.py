@@ -12,12 +12,18 @@ import sys
 PR_SET_PDEATHSIG = 1  # prctl(2); Linux alone
 
 
+def follow(parent: int) -> None:
+    """Has this process killed when the one that started it dies."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before it was asked
+        sys.exit(f"the process {parent} that started this one is gone")
+
+
 def main() -> None:
     """Ties the process to its parent and hands it over."""
     parent, command = int(sys.argv[1]), sys.argv[2:]
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before it was asked
-        sys.exit(f"the process {parent} that wanted {command} is gone")
+    follow(parent)
     os.execvp(command[0], command)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from semore_bench.envs import EnvConfig, make_env
+from semore_bench.tether import follow
 from wrappers.backends.annotation import SceneObject, clean_text
 from wrappers.backends.embedded import UNFAMILIAR
 from wrappers.backends.mujoco import find_simulation
@@ -128,7 +129,8 @@ def collect(shards: Sequence[Shard], folder: Path, workers: int = 2) -> list[Fra
     missing = [shard for shard in shards if not (folder / f"{shard.name}.npz").is_file()]
     if missing:
         spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, spawn) as pool, tqdm(total=len(missing), desc="frames", unit="shard") as bar:
+        pool = ProcessPoolExecutor(workers, spawn, initializer=follow, initargs=(os.getpid(),))
+        with pool, tqdm(total=len(missing), desc="frames", unit="shard") as bar:
             for done in as_completed([pool.submit(make_shard, shard, folder) for shard in missing]):
                 done.result()
                 bar.update()
