@@ -45,6 +45,17 @@ total_env_steps = 300
 """
 
 
+STARTED: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    """A test that fails leaves no sweep behind, and so no run."""
+    yield
+    while STARTED:
+        STARTED.pop().kill()
+
+
 def words(folder: Path, suite: str, *more: str) -> list[str]:
     file = folder / "suite.toml"
     file.write_text(suite)
@@ -55,12 +66,10 @@ def words(folder: Path, suite: str, *more: str) -> list[str]:
 def start(folder: Path, suite: str, *more: str, **options) -> subprocess.Popen:
     """Starts a sweep; what it prints is appended to a file."""
     with open(folder / "sweep.log", "a") as log:
-        return subprocess.Popen(
-            words(folder, suite, *more),
-            env=ENVIRONMENT,
-            cwd=folder,
-            **{"stdout": log, "stderr": log, "process_group": 0} | options,
-        )
+        streams = {"stdout": log, "stderr": log} | options
+        process = subprocess.Popen(words(folder, suite, *more), env=ENVIRONMENT, cwd=folder, process_group=0, **streams)
+    STARTED.append(process)
+    return process
 
 
 def finish(folder: Path, suite: str, *more: str) -> subprocess.CompletedProcess:
@@ -259,15 +268,12 @@ def test_stopped_by_a_signal_it_lets_the_runs_save_and_the_same_command_goes_on(
     master, slave = pty.openpty()  # a terminal: the progress bars are drawn
     process = start(tmp_path, suite, *arguments, stdout=slave, stderr=slave)
     os.close(slave)
-    try:
-        wait_for(lambda: len(run_dirs(tmp_path)) == 2 and all(map(count, run_dirs(tmp_path))), tmp_path)
-        time.sleep(1)
-        process.send_signal(number)
-        shown = read_all(master)
-        assert process.wait(60) == 128 + number
-    finally:
-        process.kill()
-        os.close(master)
+    wait_for(lambda: len(run_dirs(tmp_path)) == 2 and all(map(count, run_dirs(tmp_path))), tmp_path)
+    time.sleep(1)
+    process.send_signal(number)
+    shown = read_all(master)
+    os.close(master)
+    assert process.wait(60) == 128 + number
     assert "A/one-v0 counter seed 1" in shown
     assert "of 60 env steps" in shown
     assert "the same command goes on" in shown
