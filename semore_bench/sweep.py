@@ -246,7 +246,8 @@ def _print_plan(console: Console, suite: Suite, runs: list[Planned], workers: in
         time_needed = f"about {_duration(max(longest, known / min(workers, len(left))))} with {workers} workers"
     console.print(
         f"{len(runs)} runs, {len(left)} to do; {sum(_to_go(run) for run in left):,} env steps; "
-        f"{time_needed if left else 'no time'}; {_size(needed)} more on disk for replays, {_size(free)} free\n"
+        f"{time_needed if left else 'no time'}; {_size(needed)} more on disk for replays, {_size(free)} free\n",
+        soft_wrap=True,
     )
 
 
