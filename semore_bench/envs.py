@@ -18,6 +18,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.wrappers import RescaleAction, TimeLimit
 
+from semore_bench.memory import keep_freed_memory
 from wrappers import ActionRepeat, CaptionObservation, OpticalFlowObservation, PixelObservation
 from wrappers.backends.annotation import Annotation, Annotator
 from wrappers.backends.opengl import preload_triton
@@ -257,6 +258,7 @@ class _Maker:
         if multiprocessing.parent_process() is not None:
             # Ctrl-C is the learner's business: it finishes the step, saves, and closes the workers.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            keep_freed_memory()
             import cv2
 
             cv2.setNumThreads(1)

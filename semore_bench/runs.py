@@ -31,6 +31,7 @@ from tqdm import tqdm
 from semore_bench.args import CommonArgs, flag
 from semore_bench.envs import EnvConfig, Step, Workers, episode_seed, is_vlm
 from semore_bench.evaluation import Episode, evaluate, film
+from semore_bench.memory import keep_freed_memory
 from semore_bench.replay import Replay
 from wrappers.backends.captioners import make_prompt
 from wrappers.errors import UserError
@@ -93,6 +94,7 @@ class Run:
     """
 
     def __init__(self, args: CommonArgs, agent_file: str):
+        keep_freed_memory()
         args.resolve()
         self.args, self.agent_name = args, Path(agent_file).stem
         self.device = _device(args.device)

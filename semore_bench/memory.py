@@ -1,0 +1,19 @@
+"""How this process keeps its memory."""
+
+import ctypes
+import sys
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3), of glibc alone
+
+
+def keep_freed_memory() -> None:
+    """Has the C library keep what is freed for the next allocation, instead of handing it back to the system.
+
+    Frames, flow and feature maps are allocated and freed in every step; fresh pages for them, zeroed one by one, cost
+    half of the time that optical flow takes, and a tenth of an update. Arrays beyond 32 MB go back as before.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(M_MMAP_THRESHOLD, 1 << 25)
+            mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
