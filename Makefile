@@ -10,7 +10,7 @@ demo: setup
 	.venv/bin/python -m semore_bench.demo
 
 test: setup
-	.venv/bin/python -m pytest -q
+	.venv/bin/python -m pytest -q --numprocesses=2 --dist=loadfile
 
 lint: setup
 	.venv/bin/ruff check .

@@ -52,8 +52,8 @@ class CaptionObservation(gym.Wrapper, RecordConstructorArgs):
         every: the first frame of each episode is annotated, then every such agent step.
         text: puts the caption into the observation.
         mode: "sync": `reset` and `step` return when the annotation is done, so that results are deterministic.
-            "pipelined": the annotation is made while the environment goes on, and handed over when the next frame is
-            to be annotated; deterministic too, and waited for only where the annotator is slower than that.
+            "pipelined": four frames at a time are annotated while the environment goes on, and handed over with the
+            next four, or when the episode is over; deterministic too, and hardly ever waited for.
             "async": they never wait, and annotations come when they are done. By default "async" for the names
             "transformers:..." and "openai:...", "sync" for everything else.
         frame_size: the annotator gets a picture of its own, drawn with this height and width in pixels, where a
@@ -111,6 +111,8 @@ class CaptionObservation(gym.Wrapper, RecordConstructorArgs):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Resets the environment and annotates the first frame, or asks for that."""
         observation, info = self.env.reset(seed=seed, options=options)
+        if isinstance(self._requests, PipelinedAnnotator):
+            self._requests.flush()  # an episode leaves nothing behind that the next one's seed does not determine
         return self._add_annotation(observation, info, is_first=True)
 
     def step(self, action: Any) -> tuple[dict[str, Any], Any, bool, bool, dict[str, Any]]:

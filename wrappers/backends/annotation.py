@@ -395,34 +395,55 @@ class SyncAnnotator:
 
 
 class PipelinedAnnotator(SyncAnnotator):
-    """Annotates requests in a thread of its own, and hands them over when the next ones are made.
+    """Annotates requests a batch at a time, in a thread of its own, and hands them over when the next batch is full.
 
     Which annotation comes when is fixed, so that results are deterministic; nobody waits unless annotating takes
-    longer than the time from one request to the next.
+    longer than the time from one batch to the next. Small models annotate a batch in half of the time.
+
+    Args:
+        annotator: what annotates the frames; it is used in the thread alone.
+        batch_size: frames that are annotated at once.
     """
 
-    def __init__(self, annotator: Annotator):
+    def __init__(self, annotator: Annotator, batch_size: int = 4):
         super().__init__(annotator)
+        self.batch_size = batch_size
         self._thread = ThreadPoolExecutor(1, "annotator")
+        self._gathered: list[Request] = []
         self._under_way: Future | None = None
         self._handed: dict[Hashable, Annotation] = {}
 
     def request(self, requests: Sequence[Request]) -> None:
-        """Waits for the requests before these, and asks for these; frames are copied."""
-        if self._under_way is not None:
-            self._under_way.result()  # or the exception
-        self._handed |= super().finished()
-        copies = [replace(request, frame=request.frame.copy()) for request in requests]
-        self._under_way = self._thread.submit(super().request, copies)
+        """Asks for annotations; waits for the batch before when one is full. Frames are copied."""
+        self._gathered += [replace(request, frame=request.frame.copy()) for request in requests]
+        if len(self._gathered) >= self.batch_size:
+            self._send()
+
+    def flush(self) -> None:
+        """Waits for everything that was asked for; `finished` hands it over."""
+        if self._gathered:
+            self._send()
+        self._collect()
 
     def finished(self) -> dict[Hashable, Annotation]:
-        """Hands over what was asked for before the last requests, by key."""
+        """Hands over the batches that are done, by key."""
         handed, self._handed = self._handed, {}
         return handed
 
     def close(self) -> None:
         """Ends the thread, once what is under way is done."""
         self._thread.shutdown(cancel_futures=True)
+
+    def _send(self) -> None:
+        self._collect()
+        self._under_way = self._thread.submit(super().request, self._gathered)
+        self._gathered = []
+
+    def _collect(self) -> None:
+        if self._under_way is not None:
+            under_way, self._under_way = self._under_way, None
+            under_way.result()  # or the exception
+            self._handed |= super().finished()
 
 
 class AsyncAnnotator:
