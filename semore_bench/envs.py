@@ -126,7 +126,7 @@ class _Shape:
     source: str = "nobody"
 
     def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation]:
-        raise NotImplementedError
+        raise NotImplementedError("an environment that was made for its spaces alone was stepped")
 
 
 def _make_base(env_id: str) -> gym.Env:

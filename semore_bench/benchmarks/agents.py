@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from semore_bench.benchmarks.guidance import quotient
 from semore_bench.benchmarks.stepper import Stepper
 from semore_bench.envs import EnvConfig, Workers
 from semore_bench.listing import ROOT, agents
@@ -177,7 +178,6 @@ class Agents:
             if index >= 2:
                 for name, value in row.items():
                     times[name].append(value)
-        quotient = np.array(times["official"]) / np.array(times["ours"])
         table = Table(
             title=f"a DrQ-v2 update, {args.image_size} px, batch {batch_size}, {device}, "
             f"{torch.get_num_threads()} threads",
@@ -185,9 +185,8 @@ class Agents:
         )
         for column in ("official, ms", "ours, ms", "official / ours"):
             table.add_column(column, justify="right")
-        low, middle, high = np.quantile(quotient, [0.25, 0.5, 0.75])
         medians = [f"{statistics.median(times[name]):.0f}" for name in ("official", "ours")]
-        table.add_row(*medians, f"{middle:.2f} ({low:.2f}-{high:.2f})")
+        table.add_row(*medians, quotient(times["official"], times["ours"]))
         return table
 
 

@@ -65,7 +65,7 @@ class Guidance:
             speeds = self._environment(env_id)
             cells = [f"{statistics.median(speeds['rgb']):.0f}"]
             for name in ("flow", "captions"):
-                cells += [f"{statistics.median(speeds[name]):.0f}", _quotient(speeds[name], speeds["rgb"])]
+                cells += [f"{statistics.median(speeds[name]):.0f}", quotient(speeds[name], speeds["rgb"])]
             table.add_row(env_id.removeprefix("dm_control/"), *cells)
         console.print(table)
         if self.training_blocks:
@@ -114,7 +114,7 @@ class Guidance:
             table.add_column(name, justify="left" if name == "captions" else "right")
         table.add_row("off", f"{statistics.median(milliseconds['none']):.1f}", "")
         slow = f"{statistics.median(milliseconds['slow']):.1f}"
-        table.add_row("slow, async", slow, _quotient(milliseconds["none"], milliseconds["slow"]))
+        table.add_row("slow, async", slow, quotient(milliseconds["none"], milliseconds["slow"]))
         return table
 
 
@@ -126,7 +126,8 @@ def _walk(workers: Workers, steps: int, rng: np.random.Generator) -> None:
         workers.receive(seeds)
 
 
-def _quotient(over: list[float], under: list[float]) -> str:
+def quotient(over: list[float], under: list[float]) -> str:
+    """Median and quartiles of the quotients of blocks that took turns."""
     low, middle, high = np.quantile(np.array(over) / np.array(under), [0.25, 0.5, 0.75])
     return f"{middle:.2f} ({low:.2f}-{high:.2f})"
 
