@@ -27,6 +27,8 @@ from wrappers.errors import UserError
 META_WORLD = "Meta-World/"
 VLM_FRAME_SIZE = 224
 """pixels of the frame that is drawn for a vision-language model, where the environment can"""
+CAPTION_INFO = ("frame_step", "annotations", "annotation_ages", "caption")
+"""what `CaptionObservation` adds to info"""
 DEFAULT_TIME_LIMIT = 10_000
 """simulator steps after which an environment without a time limit of its own is cut"""
 
@@ -231,11 +233,20 @@ def episode_seed(seed: int, episode: int) -> int:
 
 
 class _Replayable(gym.Wrapper):
-    """Lets a worker run an interrupted episode again, up to where it was: `options["actions"][index]`."""
+    """Lets a worker run an interrupted episode again, up to where it was: `options["actions"][index]`.
+
+    Says what `CAPTION_INFO` names at resets and with new annotations alone.
+    """
 
     def __init__(self, env: gym.Env, index: int):
         super().__init__(env)
         self._index = index
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if "annotations" in info and not info["annotations"]:  # no news: what is sent every step costs time every step
+            info = {name: value for name, value in info.items() if name not in CAPTION_INFO}
+        return observation, reward, terminated, truncated, info
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         options = dict(options or {})

@@ -105,9 +105,9 @@ def test_pipelined_annotations_come_with_the_next_batch_or_episode_however_long_
 
     random, sizes = np.random.default_rng(), []  # another course each time
     waiting, under_way, handed_over, frame = [], [], 0, -1
-    at_once = rollout(toy(every=2, text=True), 80)
+    at_once = rollout(toy(every=1, text=True), 80)
     for (observation, info), (_, now) in zip(
-        rollout(toy(every=2, annotator=Dawdler(), mode="pipelined", text=True), 80), at_once, strict=True
+        rollout(toy(every=1, annotator=Dawdler(), mode="pipelined", text=True), 80), at_once, strict=True
     ):
         frame += 1
         if info["frame_step"] == 0:
@@ -115,7 +115,7 @@ def test_pipelined_annotations_come_with_the_next_batch_or_episode_however_long_
         else:
             expected = []
         waiting += [(annotation, frame) for annotation in now["annotations"]]
-        if len(waiting) == 4:
+        if len(waiting) == 8:
             expected, under_way, waiting = expected + under_way, waiting, []
         assert info["annotations"] == tuple(annotation for annotation, _ in expected)
         assert info["annotation_ages"] == tuple(frame - number for _, number in expected)
@@ -123,7 +123,7 @@ def test_pipelined_annotations_come_with_the_next_batch_or_episode_however_long_
         if info["frame_step"] == 0:
             assert observation["caption_age"] == -1, "what comes late is about the episode before"
     assert handed_over > 30
-    assert max(sizes) == 4
+    assert max(sizes) == 8
 
 
 def test_mistakes_of_a_pipelined_annotator_come_out():

@@ -102,7 +102,7 @@ def test_dis_finds_nothing_far_from_what_changed(place):
 
 
 @pytest.mark.parametrize("size", [64, 84])
-@pytest.mark.parametrize(("estimator", "moving_bound"), [(DISFlow, 0.3), (FarnebackFlow, 1.0)])
+@pytest.mark.parametrize(("estimator", "moving_bound"), [(DISFlow, 0.5), (FarnebackFlow, 1.0)])
 def test_known_shifts_are_recovered(estimator, moving_bound, size, report):
     name = f"{estimator.__name__} at {size} px"
     whole = end_point_errors(estimator(), [moving_picture(size, *case) for case in enumerate(shifts(80))])
@@ -226,7 +226,7 @@ def test_flow_of_the_sky():
 
 SCENES = {  # action repeat, bounds of DIS's mean error in pixels: everywhere, where it moves
     "cartpole-swingup": (4, 0.1, 0.8),
-    "reacher-easy": (4, 0.15, 2.0),
+    "reacher-easy": (4, 0.2, 2.0),
     "cheetah-run": (4, 0.3, 0.9),
     "walker-walk": (2, 1.2, 1.8),
     "ball_in_cup-catch": (4, 0.3, 4.5),

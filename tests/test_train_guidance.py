@@ -90,6 +90,7 @@ def test_the_embedded_annotator_says_what_its_models_say_one_by_one(trained):
     reference = VisionLanguageAnnotator(TransformersCaptioner(folder / "captioner", device="cpu"), clip)
     frames = list(corpus.images[:12])
     annotator = EmbeddedAnnotator(device="cpu", folder=folder)
+    annotator.dtype = torch.float32
     assert (annotator.embedding_dim, annotator.grid) == (reference.embedding_dim, reference.grid)
     found, expected = annotator.annotate(frames, range(12)), reference.annotate(frames, range(12))
     assert len({annotation.caption for annotation in expected}) == 2
@@ -103,6 +104,13 @@ def test_the_embedded_annotator_says_what_its_models_say_one_by_one(trained):
     np.testing.assert_allclose(annotator.similarities(captions), similarities, atol=1e-5)
     alone = annotator.annotate(frames[3:4], [7])[0]
     assert alone.caption == captions[3], "whatever else is in the batch"
+
+    rough = EmbeddedAnnotator(device="cpu", folder=folder)
+    rough.dtype = torch.bfloat16
+    for one, other in zip(rough.annotate(frames, range(12)), expected, strict=True):
+        assert (one.caption, one.objects) == (other.caption, other.objects)
+        np.testing.assert_allclose(one.patch_probabilities, other.patch_probabilities, atol=0.05)
+        assert np.linalg.norm(one.caption_embedding) == pytest.approx(1, abs=1e-5)
 
 
 def test_open_clip_loads_the_folder_with_its_own_preprocessing(trained):
@@ -246,7 +254,7 @@ def test_answers_survive_the_tokenizer_and_the_parser():
 
 def test_unusable_answers_count_as_wrong(trained):
     annotator = EmbeddedAnnotator(folder=trained[0])
-    annotator._write = lambda tokens: [""] * len(tokens)
+    annotator._writer = lambda tokens: [""] * len(tokens)
     answers = annotate(annotator, toy_frames("box", 2, 0).images)
     assert answers.captions == ["", ""]
     assert not answers.relevance.any()
@@ -254,7 +262,7 @@ def test_unusable_answers_count_as_wrong(trained):
 
 
 def test_the_command_makes_models_and_cards(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("wrappers.backends.embedded.MAX_PIECES", 6)  # two updates do not teach it to come to an end
+    monkeypatch.setattr("wrappers.backends.writer.MAX_PIECES", 6)  # two updates do not teach it to come to an end
     monkeypatch.setattr("semore_bench.guidance.frames.UNFAMILIAR_TASKS", ("dm_control/fish-swim-v0",))
     models = tmp_path / "models"
     numbers = "--frames 10 --updates 2 --batch-size 8 --workers 1".split()

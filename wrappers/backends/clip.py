@@ -52,6 +52,7 @@ class ClipGrounding:
             al. 2022, arXiv 2112.01071). Convolutional towers apply their head at every location.
         device: a torch device; by default the GPU where there is one.
         templates: sentences with {} around a class name, whose embeddings are averaged.
+        dtype: what the towers calculate in; embeddings and features are float32 all the same.
 
     Attributes:
         dim: length of the embeddings.
@@ -82,12 +83,14 @@ class ClipGrounding:
         mode: Mode = "clearclip",
         device: str | None = None,
         templates: Sequence[str] = TEMPLATES,
+        dtype: torch.dtype = torch.float32,
     ):
         if mode not in get_args(Mode):
             raise UserError(f"unknown mode {mode!r} of dense CLIP features: expected one of {get_args(Mode)}")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         name, pretrained = _check_source(str(model), pretrained)
-        self._model = _load(name, pretrained).to(self.device)
+        self._model = _load(name, pretrained).to(self.device, dtype)
+        self._dtype = dtype
         self._tokenizer = open_clip.get_tokenizer(name)
         self._templates = tuple(templates)
         preprocessing = open_clip.get_model_preprocess_cfg(self._model)
@@ -99,7 +102,8 @@ class ClipGrounding:
         self._mode = mode
         self._dense = _dense_encoder(self._model.visual, name, mode)
         with torch.inference_mode():
-            _, rows, columns, self.dim = self._dense(torch.zeros(1, 3, *self._size, device=self.device)).shape
+            blank = torch.zeros(1, 3, *self._size, device=self.device, dtype=dtype)
+            _, rows, columns, self.dim = self._dense(blank).shape
         if rows != columns:
             raise UserError(f"CLIP model {name} sees {rows} x {columns} patches: only square grids are supported")
         self.grid = rows
@@ -107,7 +111,7 @@ class ClipGrounding:
             weights = fingerprint(model)
         else:
             weights = f"{name} {fingerprint(pretrained) if Path(str(pretrained)).is_file() else pretrained}"
-        self.identity = f"clip {weights} {mode} {self._templates}"
+        self.identity = f"clip {weights} {dtype} {mode} {self._templates}"
         self._lock = threading.Lock()
         self._texts: dict[str, np.ndarray] = {}
         self._classes: dict[str, np.ndarray] = {}
@@ -126,8 +130,7 @@ class ClipGrounding:
     @torch.inference_mode()
     def patch_features(self, frames: Sequence[np.ndarray]) -> np.ndarray:
         """Features of the patches of uint8 (H, W, 3) frames: float32 (n, grid, grid, dim), unit vectors."""
-        images = torch.cat([self._preprocess(frame) for frame in frames])
-        return F.normalize(self._dense(images), dim=-1).cpu().numpy()
+        return _unit(self._dense(self._images(frames)))
 
     def patch_probabilities(self, frames: Sequence[np.ndarray], class_names: Sequence[str]) -> np.ndarray:
         """Which of K classes each patch shows: float32 (n, K, grid, grid), sums to 1 over K."""
@@ -137,30 +140,31 @@ class ClipGrounding:
     @torch.inference_mode()
     def look(self, frames: Sequence[np.ndarray]) -> Look:
         """Everything that a vision transformer sees in uint8 (H, W, 3) frames, in a single pass."""
-        visual, images = self._model.visual, torch.cat([self._preprocess(frame) for frame in frames])
-        tokens = _tokens_before_last(visual, images)
-        patches = F.normalize(_dense_last(visual, tokens, self._mode), dim=-1)
+        visual = self._model.visual
+        tokens = _tokens_before_last(visual, self._images(frames))
+        patches = _dense_last(visual, tokens, self._mode)
         tokens = visual.transformer.resblocks[-1](tokens)
         pooled, _ = visual._pool(tokens)
-        embeddings = F.normalize(pooled @ visual.proj, dim=-1)
-        return Look(embeddings.cpu().numpy(), patches.cpu().numpy(), tokens[:, 1:])
+        return Look(_unit(pooled @ visual.proj), _unit(patches), tokens[:, 1:])
 
     @torch.inference_mode()
     def image_embeddings(self, frames: Sequence[np.ndarray]) -> np.ndarray:
         """Embeddings of whole uint8 (H, W, 3) frames: float32 (n, dim) with unit rows."""
-        images = torch.cat([self._preprocess(frame) for frame in frames])
-        return self._model.encode_image(images, normalize=True).cpu().numpy()
+        return _unit(self._model.encode_image(self._images(frames)))
 
-    def _preprocess(self, frame: np.ndarray) -> Tensor:
-        image = torch.from_numpy(np.ascontiguousarray(frame)).to(self.device).permute(2, 0, 1)[None].float()
-        if image.shape[2:] != self._size:  # squashed rather than cropped: every patch of the frame is wanted
-            image = F.interpolate(image, self._size, mode="bicubic", antialias=True).clamp(0, 255)
-        return (image - self._mean) / self._std
+    def _images(self, frames: Sequence[np.ndarray]) -> Tensor:
+        """The frames as the towers want them: (n, 3, H, W), resized and normalised."""
+        if len({frame.shape for frame in frames}) > 1:
+            return torch.cat([self._images([frame]) for frame in frames])
+        images = torch.from_numpy(np.stack(frames)).to(self.device).permute(0, 3, 1, 2).float()
+        if images.shape[2:] != self._size:  # squashed rather than cropped: every patch of the frame is wanted
+            images = F.interpolate(images, self._size, mode="bicubic", antialias=True).clamp(0, 255)
+        return ((images - self._mean) / self._std).to(self._dtype)
 
     @torch.inference_mode()
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
         tokens = self._tokenizer(list(texts)).to(self.device)
-        return self._model.encode_text(tokens, normalize=True).float().cpu().numpy()
+        return _unit(self._model.encode_text(tokens))
 
     def _embed_classes(self, names: Sequence[str]) -> np.ndarray:
         sentences = [template.format(name) for name in names for template in self._templates]
@@ -178,6 +182,10 @@ class ClipGrounding:
             while len(memory) > _MAX_REMEMBERED:
                 del memory[next(iter(memory))]
         return np.stack(rows) if rows else np.empty((0, self.dim), np.float32)
+
+
+def _unit(vectors: Tensor) -> np.ndarray:
+    return F.normalize(vectors.float(), dim=-1).cpu().numpy()
 
 
 def _check_source(model: str, pretrained: str | None) -> tuple[str, str | None]:
