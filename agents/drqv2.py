@@ -76,18 +76,20 @@ class Args(CommonArgs):
 class Encoder(nn.Sequential):
     """Four 3x3 convolutions of 32 filters: uint8 (B, channels, H, W) -> (B, 32, h, w)."""
 
-    def __init__(self, channels: int, strides: tuple[int, ...]):
+    def __init__(self, channels: int, strides: tuple[int, ...], bfloat16: bool = False):
         layers: list[nn.Module] = []
         for stride in strides:
             layers += [nn.Conv2d(channels, 32, 3, stride), nn.ReLU(inplace=True)]
             channels = 32
         super().__init__(*layers)
+        self.bfloat16 = bfloat16
 
     def forward(self, rgb: Tensor) -> Tensor:
         convolve = super().forward
         # On a CPU in pieces, so that it uses the same memory again and again instead of asking for fresh pages.
         pieces = (rgb,) if rgb.is_cuda else rgb.split(64)
-        return torch.cat([convolve((piece / 255).sub_(0.5)) for piece in pieces])
+        with torch.autocast(rgb.device.type, torch.bfloat16, enabled=self.bfloat16):
+            return torch.cat([convolve((piece / 255).sub_(0.5)) for piece in pieces]).float()
 
 
 class Critic(nn.Module):
@@ -169,7 +171,7 @@ class Agent(nn.Module):
     def __init__(self, action_dim: int, args: Args, device: torch.device):
         super().__init__()
         self.args, self.device = args, device
-        self.encoder = Encoder(3 * args.frame_stack, args.conv_strides)
+        self.encoder = Encoder(3 * args.frame_stack, args.conv_strides, args.bfloat16)
         size = self.encoder(torch.zeros(1, 3 * args.frame_stack, args.image_size, args.image_size)).numel()
         self.critic = Critic(size, args.feature_dim, action_dim, args.hidden_dim)
         self.actor = Actor(size, args.feature_dim, action_dim, args.hidden_dim)

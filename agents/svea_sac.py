@@ -89,17 +89,20 @@ class Args(CommonArgs):
 class Encoder(nn.Sequential):
     """Four 3x3 convolutions of 32 filters: (B, channels, H, W) -> (B, 32, h, w)."""
 
-    def __init__(self, channels: int, strides: tuple[int, ...]):
+    def __init__(self, channels: int, strides: tuple[int, ...], bfloat16: bool = False):
         layers: list[nn.Module] = []
         for stride in strides:
             layers += [nn.Conv2d(channels, 32, 3, stride), nn.ReLU(inplace=True)]
             channels = 32
         super().__init__(*layers)
+        self.bfloat16 = bfloat16
 
     def forward(self, x: Tensor) -> Tensor:
         convolve = super().forward
         # On a CPU in pieces, so that it uses the same memory again and again instead of asking for fresh pages.
-        return convolve(x) if x.is_cuda else torch.cat([convolve(piece) for piece in x.split(64)])
+        pieces = (x,) if x.is_cuda else x.split(64)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16):
+            return torch.cat([convolve(piece) for piece in pieces]).float()
 
 
 class Critic(nn.Module):
@@ -221,7 +224,7 @@ class Agent(nn.Module):
     def __init__(self, action_dim: int, args: Args, device: torch.device):
         super().__init__()
         self.args, self.device = args, device
-        self.encoder = Encoder(3 * args.frame_stack, args.conv_strides)
+        self.encoder = Encoder(3 * args.frame_stack, args.conv_strides, args.bfloat16)
         size = self.encoder(torch.zeros(1, 3 * args.frame_stack, args.image_size, args.image_size)).numel()
         self.project = nn.Sequential(nn.Linear(size, args.feature_dim), nn.LayerNorm(args.feature_dim), nn.Tanh())
         self.critic = Critic(args.feature_dim, action_dim, args.hidden_dim)

@@ -63,6 +63,9 @@ class CommonArgs:
     """cpu, cuda, cuda:1, ...; auto takes the GPU if there is one"""
     cuda: bool = True
     """as CleanRL has it: --no-cuda stays on the CPU, like --device cpu"""
+    bfloat16: bool = False
+    """convolutions in bfloat16, weights and everything else in float32: nearly half of an update's time on GPUs and on
+    CPUs that multiply it (AVX512-BF16, AMX)"""
     compile: bool = False
     """compile the update with torch.compile"""
     capture_video: bool = False

@@ -4,6 +4,7 @@ import importlib
 
 import pandas as pd
 import pytest
+import torch
 
 from semore_bench.listing import agents
 from semore_bench.runs import Run
@@ -42,3 +43,21 @@ def test_agent_learns_evaluates_and_survives_a_crash(name, tmp_path, trained, mo
     assert agent_step(tmp_path / "crashed") == 60
     call(module, tmp_path / "crashed", **settings)
     assert_same(tmp_path / "crashed", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", [name for name in agents() if name != "clip_sac"])  # which has no convolutions
+def test_convolutions_in_bfloat16_give_nearly_the_same(name):
+    module = importlib.import_module(f"agents.{name}")
+    torch.manual_seed(0)
+    exact, rough = module.Encoder(9, (2, 2, 1, 1)), module.Encoder(9, (2, 2, 1, 1), bfloat16=True)
+    exact.apply(module.orthogonal)
+    rough.load_state_dict(exact.state_dict())
+    frames = torch.randint(0, 256, (70, 9, 40, 40), dtype=torch.uint8)  # in more than one piece
+    maps = [encoder(frames if name == "drqv2" else frames / 255 - 0.5) for encoder in (exact, rough)]
+    for values in maps:
+        values.square().mean().backward()
+    gradients = [torch.cat([weight.grad.flatten() for weight in encoder.parameters()]) for encoder in (exact, rough)]
+    for values, others in (maps, gradients):
+        assert values.dtype == others.dtype == torch.float32
+        assert not torch.equal(values, others)
+        assert (values - others).norm() < 0.02 * values.norm()

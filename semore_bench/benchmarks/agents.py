@@ -19,6 +19,7 @@ from semore_bench.benchmarks.guidance import quotient
 from semore_bench.benchmarks.stepper import Stepper
 from semore_bench.envs import EnvConfig, Workers
 from semore_bench.listing import ROOT, agents
+from semore_bench.memory import hand_back_freed_memory, keep_freed_memory
 from wrappers.errors import UserError
 
 OFFICIAL = "drqv2-official"
@@ -44,6 +45,8 @@ class Agents:
     """agent steps, with an update each, in a turn"""
     twin: str = "drq_sac"
     """the agent that the others' updates are compared with"""
+    bfloat16: bool = False
+    """our convolutions in bfloat16"""
     against: tuple[str, Path] | None = None
     """`drqv2-official PATH`: measure instead our DrQ-v2 update against the official one, from a checkout of its code"""
 
@@ -67,6 +70,7 @@ class Agents:
                 raise UserError(f"there is no agent {name!r}; expected some of {', '.join(known)}")
         flags = ["--env-id", self.env_id, "--preset", self.preset, "--action-repeat", str(self.action_repeat)]
         flags += ["--random-steps", str(2 * self.block_steps)]
+        flags += ["--bfloat16"] if self.bfloat16 else []
         flags += [] if self.batch_size is None else ["--batch-size", str(self.batch_size)]
         environment = self._environment_milliseconds()
         with ExitStack() as stack:
@@ -139,7 +143,9 @@ class Agents:
 
         batch_size, actions = self.batch_size or 256, 6
         module = types.SimpleNamespace(**runpy.run_path(str(ROOT / "agents" / "drqv2.py")))
-        args = module.Args(env_id=self.env_id, preset="reference", batch_size=batch_size, update_every=1)
+        args = module.Args(
+            env_id=self.env_id, preset="reference", batch_size=batch_size, update_every=1, bfloat16=self.bfloat16
+        )
         args.resolve()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(0)
@@ -162,7 +168,8 @@ class Agents:
         columns = tuple(map(torch.from_numpy, (stacked[0], action, reward[:, None], discount[:, None], stacked[1])))
         replay = types.SimpleNamespace(sample=lambda _: batch)
 
-        def timed(update: Any) -> float:
+        def timed(memory: Any, update: Any) -> float:
+            memory()  # as our runs have it, and as a process has it by itself
             began = time.perf_counter()
             update()
             if device.type == "cuda":
@@ -172,15 +179,15 @@ class Agents:
         times: dict[str, list[float]] = {"official": [], "ours": []}
         for index in range(2 + self.blocks * 2):  # the first two warm up
             row = {
-                "official": timed(lambda: official.update(iter([columns]), 0)),
-                "ours": timed(lambda index=index: ours.update(replay, index)),
+                "official": timed(hand_back_freed_memory, lambda: official.update(iter([columns]), 0)),
+                "ours": timed(keep_freed_memory, lambda index=index: ours.update(replay, index)),
             }
             if index >= 2:
                 for name, value in row.items():
                     times[name].append(value)
         table = Table(
             title=f"a DrQ-v2 update, {args.image_size} px, batch {batch_size}, {device}, "
-            f"{torch.get_num_threads()} threads",
+            f"{torch.get_num_threads()} threads, our convolutions in {'bfloat16' if self.bfloat16 else 'float32'}",
             caption="the official code with its own settings for logs (none); quotient: median (quartiles) over pairs",
         )
         for column in ("official, ms", "ours, ms", "official / ours"):
