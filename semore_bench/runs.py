@@ -558,6 +558,8 @@ class Run:
         print(f"continuing {self.directory} at env step {self.env_step}", file=sys.stderr)
 
     def _load_checkpoint(self) -> dict[str, Any] | None:
+        for unfinished in self.checkpoints.glob(".agent-step-*"):  # it was killed while it wrote
+            unfinished.unlink()
         files = self._checkpoint_files()
         for path in files:
             try:

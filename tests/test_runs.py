@@ -185,7 +185,10 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, toy_run, cap
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 0xFF
     newest.write_bytes(content)
+    unfinished = newest.with_name(f".{newest.name}.4711")  # as a kill leaves it
+    unfinished.write_bytes(content[:100])
     call(drq_sac, run_dir, num_envs=2)
+    assert not unfinished.exists()
     assert "cannot be read" in capsys.readouterr().err
     assert_same(run_dir, toy_run)
 

@@ -163,7 +163,9 @@ def load_shard(shard: Shard, folder: Path) -> Frames:
 
 
 def _render(env: gym.Env, shard: Shard, random: np.random.Generator) -> tuple:
-    simulation = find_simulation(env)
+    simulation, unseen = find_simulation(env), env
+    while unseen.has_wrapper_attr("renderer"):  # what is below PixelObservation moves without a picture of each step
+        unseen = unseen.env
     renderer = env.get_wrapper_attr("renderer")
     images = np.empty((shard.frames, SIZE, SIZE, 3), np.uint8)
     classes = np.empty((shard.frames, SIZE, SIZE), np.uint8)
@@ -180,7 +182,7 @@ def _render(env: gym.Env, shard: Shard, random: np.random.Generator) -> tuple:
                 is_pulled = simulation.model.nmocap > 0
                 is_set = index % 2 == 1 and not is_pulled
                 if not is_set:
-                    _move(env, random, steps=int(random.integers(1, 12 if is_pulled else 5)))
+                    _move(unseen, random, steps=int(random.integers(1, 12 if is_pulled else 5)))
                 with _random_state(simulation.model, simulation.data, random, is_set):
                     scene = find_scene(simulation.model)
                     view = View(simulation, scene, renderer.geometry())
