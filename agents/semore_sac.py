@@ -57,7 +57,9 @@ class Args(CommonArgs):
     caption_coef: float = 0.1
     """weight of the caption loss within the semantic loss"""
     guidance_batch: float = 0.25
-    """annotated frames per update, as a share of the batch size"""
+    """annotated frames per guidance loss, as a share of the batch size"""
+    guidance_every: int = 2
+    """updates per guidance loss"""
     feature_dim: int = 50
     """length of the representation that actor and critics see"""
     learning_rate: float = 1e-3
@@ -86,6 +88,8 @@ class Args(CommonArgs):
 
     def resolve(self) -> None:
         super().resolve()
+        if self.guidance_every < 1:
+            raise UserError(f"--guidance-every must be at least 1, got {self.guidance_every}")
         if self.motion and self.frame_stack < 2:
             raise UserError("the motion path needs --frame-stack 2 or more; or type --no-motion")
         if not self.motion:
@@ -315,7 +319,7 @@ class Agent(nn.Module):
             for _ in range(args.pretrain_updates):
                 self.step("critic", self.guidance_loss(*self.taught(replay, replay.sample(args.batch_size)))[0])
         loss, z, metrics = self.critic_loss(*self.augment(batch))
-        if args.semantic or args.motion:
+        if (args.semantic or args.motion) and number % args.guidance_every == 0:
             guidance, guidance_metrics = self.guidance_loss(*self.taught(replay, batch))
             loss, metrics = loss + guidance, metrics | guidance_metrics
         self.step("critic", loss)
