@@ -39,7 +39,7 @@ class DISFlow:
         self._dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         self._dis.setFinestScale(0)
         self._dis.setPatchSize(8)
-        self._dis.setPatchStride(5)
+        self._dis.setPatchStride(4)
         self._dis.setGradientDescentIterations(12)
         self._dis.setUseMeanNormalization(False)
         self._dis.setVariationalRefinementIterations(0)
