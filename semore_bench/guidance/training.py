@@ -17,6 +17,7 @@ from tqdm import tqdm
 from semore_bench.guidance.frames import SIZE, Frames
 from semore_bench.guidance.models import MEAN, PATCH, STD, Guidance, Sizes, answer_pieces, make_tokenizer
 from wrappers.backends.clip import TEMPLATES
+from wrappers.backends.embedded import has_bfloat16
 
 DENSE_SCALE = 50.0  # that of wrappers.backends.annotation.patch_probabilities
 EXTRA_CAPTIONS = 128  # that no image of the batch shows
@@ -108,7 +109,7 @@ def train(corpus: Corpus, settings: Settings, checkpoint: Path, sizes: Sizes) ->
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * schedule(step / settings.updates)
         # Attention over 64 patches: written out it is several times faster than what is made for long sequences.
-        with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16, enabled=_has_bfloat16()):
+        with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16()):
             parts = losses_of(model, corpus, texts, step, settings)
         loss = sum(parts.values())
         optimizer.zero_grad(set_to_none=True)
@@ -128,11 +129,6 @@ def train(corpus: Corpus, settings: Settings, checkpoint: Path, sizes: Sizes) ->
             partial.replace(checkpoint)
     bar.close()
     return model.eval(), losses
-
-
-def _has_bfloat16() -> bool:
-    """Whether this processor computes with it, several times faster than with float32, rather than emulating it."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def schedule(progress: float) -> float:

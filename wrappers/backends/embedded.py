@@ -20,6 +20,13 @@ UNFAMILIAR = "an unfamiliar scene"
 """what the captioner says of scenes that it knows it does not know"""
 
 
+def has_bfloat16() -> bool:
+    """Whether this processor computes with it, several times faster than with float32, rather than emulating it."""
+    import torch
+
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 class EmbeddedAnnotator(VisionLanguageAnnotator):
     """CLIP and captioner of this package; shown a kind of scene that they do not know, it logs a warning.
 
@@ -74,8 +81,7 @@ class EmbeddedAnnotator(VisionLanguageAnnotator):
         """What the models calculate in: bfloat16, at half of the time, on a CPU that multiplies it; else float32."""
         import torch
 
-        is_fast = torch.cpu._is_avx512_bf16_supported() and self.device == "cpu"
-        return torch.bfloat16 if is_fast else torch.float32
+        return torch.bfloat16 if self.device == "cpu" and has_bfloat16() else torch.float32
 
     def statistics(self) -> dict[str, float]:
         """Those of `VisionLanguageAnnotator`, and the `unfamiliar_share` of the frames that were checked."""
