@@ -180,7 +180,7 @@ class Agent(nn.Module):
 
     def encode(self, rgb: Tensor) -> Tensor:
         """uint8 (B, 3k, H, W) -> z (B, feature_dim)."""
-        return self.project(self.encoder(rgb.float().div_(255).sub_(0.5)).flatten(1))
+        return self.project(self.encoder(rgb.float().div_(255).sub_(0.5)).permute(0, 2, 3, 1).flatten(1))
 
     @torch.no_grad()
     def act(self, observation: dict[str, np.ndarray], deterministic: bool = False) -> np.ndarray:

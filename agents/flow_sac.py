@@ -191,9 +191,9 @@ class Agent(nn.Module):
     def encode(self, rgb: Tensor, flow: Tensor) -> Tensor:
         """uint8 rgb (B, 3k, H, W) and flow (B, 2(k-1), H, W) -> z (B, feature_dim)."""
         rgb = rgb.float().div_(255).sub_(0.5)
-        seen = torch.cat([rgb[:, 3:] - rgb[:, :-3], (flow.float() - 128) / 127], 1)
-        maps = self.encoder(rgb), self.motion_encoder(seen)
-        return self.project(torch.cat([map.flatten(1) for map in maps], 1))
+        seen = torch.cat([rgb[:, 3:] - rgb[:, :-3], flow.float().sub_(128).div_(127)], 1)
+        maps = torch.cat([self.encoder(rgb), self.motion_encoder(seen)], 1)
+        return self.project(maps.permute(0, 2, 3, 1).flatten(1))
 
     @torch.no_grad()
     def act(self, observation: dict[str, np.ndarray], deterministic: bool = False) -> np.ndarray:

@@ -217,7 +217,7 @@ class Agent(nn.Module):
     def encode(self, rgb: Tensor, target: bool = False) -> Tensor:
         """uint8 (B, 3k, H, W) -> z (B, feature_dim)."""
         encoder, project = (self.target_encoder, self.target_project) if target else (self.encoder, self.project)
-        return project(encoder(rgb.float().div_(255).sub_(0.5)).flatten(1))
+        return project(encoder(rgb.float().div_(255).sub_(0.5)).permute(0, 2, 3, 1).flatten(1))
 
     @torch.no_grad()
     def act(self, observation: dict[str, np.ndarray], deterministic: bool = False) -> np.ndarray:

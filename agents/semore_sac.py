@@ -119,19 +119,29 @@ class Encoder(nn.Sequential):
 
 
 class Interaction(nn.Module):
-    """What one path takes from the other: x + gate * attention(query x, key and value y), on at most 7x7 tokens."""
+    """What each path takes from the other: x + gate * attention(query x, key and value y), on at most 7x7 tokens.
 
-    def __init__(self, channels: int = 32):
+    Maps are rows of pixels here, (B, width * width, channels), as they lie in memory; they are pooled (adaptive
+    average) and grown again (nearest) by constant matrices: products are faster than resizing.
+    """
+
+    def __init__(self, width: int, channels: int = 32):
         super().__init__()
-        self.query, self.key, self.value = (nn.Linear(channels, channels) for _ in range(3))
-        self.gate = nn.Parameter(torch.zeros(channels, 1, 1))  # closed to begin with: two independent paths
+        size = min(7, width)
+        pixels, tokens = (torch.eye(n * n).view(1, n * n, n, n) for n in (width, size))
+        self.register_buffer("pool", F.adaptive_avg_pool2d(pixels, size)[0].flatten(1).T, persistent=False)
+        self.register_buffer("grow", F.interpolate(tokens, (width, width))[0].flatten(1).T, persistent=False)
+        self.semantics, self.motion = (nn.Linear(channels, 3 * channels) for _ in range(2))  # query, key and value
+        self.gates = nn.Parameter(torch.zeros(2, channels))  # closed to begin with: two independent paths
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        size = min(7, x.shape[-1])
-        query, context = (F.adaptive_avg_pool2d(map, size).flatten(2).transpose(1, 2) for map in (x, y))
-        taken = F.scaled_dot_product_attention(self.query(query), self.key(context), self.value(context))
-        taken = taken.transpose(1, 2).unflatten(2, (size, size))
-        return x + self.gate * F.interpolate(taken, x.shape[-2:])
+    def forward(self, semantics: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
+        own, others = self.semantics(self.pool @ semantics), self.motion(self.pool @ motion)
+        return self.take(semantics, own, others, self.gates[0]), self.take(motion, others, own, self.gates[1])
+
+    def take(self, x: Tensor, own: Tensor, others: Tensor, gate: Tensor) -> Tensor:
+        query, (_, key, value) = own.chunk(3, -1)[0], others.chunk(3, -1)
+        attention = (query * query.shape[-1] ** -0.5 @ key.mT).softmax(-1)
+        return x + self.grow @ (gate * (attention @ value))
 
 
 class Guidance(nn.Module):
@@ -252,12 +262,13 @@ class Agent(nn.Module):
         self.args, self.device = args, device
         self.encoder = Encoder(3 * args.frame_stack, args.conv_strides, args.bfloat16)
         size = self.encoder(torch.zeros(1, 3 * args.frame_stack, args.image_size, args.image_size)).numel()
+        width = round((size / 32) ** 0.5)
         if args.motion:
             channels = (3 + 2 * args.flow_input) * (args.frame_stack - 1)
             self.motion_encoder = Encoder(channels, args.conv_strides, args.bfloat16)
             size *= 2
         if args.interaction:
-            self.from_motion, self.from_semantics = Interaction(), Interaction()
+            self.interaction = Interaction(width)
         if args.semantic or args.motion:
             self.guidance = Guidance(args, grid, embedding_dim)
         if args.reward_head:
@@ -285,24 +296,24 @@ class Agent(nn.Module):
     def tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
-    def paths(self, rgb: Tensor, flow: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """uint8 rgb (B, 3k, H, W) and flow (B, 2(k-1), H, W) -> maps of both paths, (B, 32, h, w) each."""
+    def paths(self, rgb: Tensor, flow: Tensor | None) -> tuple[Tensor, ...]:
+        """uint8 rgb (B, 3k, H, W) and flow (B, 2(k-1), H, W) -> maps of the semantic and, if there is one, the motion
+        path, (B, 32, h, w) each."""
         rgb = rgb.float().div_(255).sub_(0.5)
         semantics = self.encoder(rgb)
         if not self.args.motion:
-            return semantics, None
+            return (semantics,)
         seen = rgb[:, 3:] - rgb[:, :-3]
         if self.args.flow_input:
-            seen = torch.cat([seen, (flow.float() - 128) / 127], 1)
+            seen = torch.cat([seen, flow.float().sub_(128).div_(127)], 1)
         return semantics, self.motion_encoder(seen)
 
     def encode(self, rgb: Tensor, flow: Tensor | None) -> Tensor:
         """The same inputs -> z (B, feature_dim)."""
-        semantics, motion = self.paths(rgb, flow)
+        maps = [maps.permute(0, 2, 3, 1).flatten(1, 2) for maps in self.paths(rgb, flow)]
         if self.args.interaction:
-            semantics, motion = self.from_motion(semantics, motion), self.from_semantics(motion, semantics)
-        maps = [semantics] if motion is None else [semantics, motion]
-        return self.project(torch.cat([map.flatten(1) for map in maps], 1))
+            maps = self.interaction(*maps)
+        return self.project(torch.cat(maps, -1).flatten(1))
 
     @torch.no_grad()
     def act(self, observation: dict[str, np.ndarray], deterministic: bool = False) -> np.ndarray:
@@ -361,7 +372,7 @@ class Agent(nn.Module):
         self, rgb: Tensor, flow: Tensor | None, known: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         args, heads = self.args, self.guidance
-        semantics, motion = self.paths(rgb, flow)
+        semantics, *motion = self.paths(rgb, flow)
         loss, metrics = torch.zeros((), device=rgb.device), {}
         if args.semantic and known:
             features = heads.classes(heads.on_grid(semantics))
@@ -372,7 +383,7 @@ class Agent(nn.Module):
         if args.motion:
             target = F.adaptive_avg_pool2d((flow[:, -2:].float() - 128) / 127, heads.grid)
             relevance = known.get("relevance", torch.zeros_like(target[:, 0]))
-            moves = motion_loss(heads.flow(heads.on_grid(motion)), target, relevance)
+            moves = motion_loss(heads.flow(heads.on_grid(*motion)), target, relevance)
             loss = loss + args.motion_coef * moves
             metrics["motion_loss"] = moves.detach()
         return loss, metrics
@@ -401,7 +412,7 @@ class Agent(nn.Module):
             loss = loss + self.args.reward_coef * reward_loss
             metrics["reward_loss"] = reward_loss.detach()
         if self.args.interaction:
-            metrics["interaction"] = self.from_motion.gate.detach().abs().mean()
+            metrics["interaction"] = self.interaction.gates.detach().abs().mean()
         return loss, z, metrics
 
     def actor_loss(self, z: Tensor) -> tuple[Tensor, Tensor]:

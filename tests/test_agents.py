@@ -89,8 +89,7 @@ def open_gates():
     """An agent whose paths do interact: with closed gates, what a leak would carry is multiplied by zero."""
     agent = make_agent(semore_sac)
     with torch.no_grad():
-        for part in (agent.from_motion, agent.from_semantics):
-            part.gate.fill_(0.5)
+        agent.interaction.gates.fill_(0.5)
     return agent
 
 
@@ -104,7 +103,7 @@ def test_gradient_routing_is_the_table_of_the_method(tmp_path, open_gates):
     agent.args.motion_coef, agent.args.semantic_coef = 1.0, 0.0
     assert receivers(agent, agent.guidance_loss(*taught)[0]) == {"motion_encoder", "guidance.flow"}
 
-    body = {"encoder", "motion_encoder", "from_motion", "from_semantics", "project"}
+    body = {"encoder", "motion_encoder", "interaction", "project"}
     agent.args.reward_coef = 0.0
     loss, z, _ = agent.critic_loss(*agent.augment(batch))
     assert receivers(agent, loss) == body | {"critic"}
@@ -121,14 +120,37 @@ def test_gradient_routing_is_the_table_of_the_method(tmp_path, open_gates):
 
 
 def test_closed_gates_make_two_independent_paths(open_gates):
-    semantics, motion, other = torch.rand(3, 4, 32, 9, 9).unbind(0)
-    part = open_gates.from_motion
-    assert not torch.allclose(part(semantics, motion), part(semantics, other))
+    interact = open_gates.interaction
+    semantics, motion, other = torch.rand(3, 4, interact.pool.shape[1], 32).unbind(0)
+    assert not torch.allclose(interact(semantics, motion)[0], interact(semantics, other)[0])
+    assert not torch.allclose(interact(semantics, motion)[1], interact(other, motion)[1])
     with torch.no_grad():
-        part.gate.zero_()
-    assert torch.equal(part(semantics, motion), part(semantics, other))
-    assert torch.equal(part(semantics, motion), semantics)
-    assert not make_agent(semore_sac).from_motion.gate.any(), "the gates must begin closed"
+        interact.gates[0] = 0
+    assert torch.equal(interact(semantics, motion)[0], semantics)
+    assert not torch.equal(interact(semantics, motion)[1], motion)
+    with torch.no_grad():
+        interact.gates[1] = 0
+    for seen in (motion, other):
+        assert torch.equal(interact(semantics, seen)[0], semantics)
+        assert torch.equal(interact(semantics, seen)[1], seen)
+    assert not make_agent(semore_sac).interaction.gates.any(), "the gates must begin closed"
+
+
+@pytest.mark.parametrize("width", [5, 7, 11, 35])
+def test_interaction_is_gated_attention_on_pooled_maps(width):
+    """Each path's share by PyTorch's own pooling, attention and nearest neighbours."""
+    torch.manual_seed(0)
+    interact = semore_sac.Interaction(width)
+    torch.nn.init.normal_(interact.gates)
+    maps = torch.rand(2, 3, 32, width, width)
+    size, parts = min(7, width), (interact.semantics, interact.motion)
+    tokens = [torch.nn.functional.adaptive_avg_pool2d(x, size).flatten(2).mT for x in maps]
+    query, key, value = zip(*(part(x).split(32, -1) for part, x in zip(parts, tokens, strict=True)), strict=True)
+    for this, out in enumerate(interact(*maps.flatten(3).mT)):
+        taken = torch.nn.functional.scaled_dot_product_attention(query[this], key[1 - this], value[1 - this])
+        taken = (interact.gates[this] * taken).mT.unflatten(2, (size, size))
+        want = maps[this] + torch.nn.functional.interpolate(taken, (width, width))
+        assert torch.allclose(out.mT.unflatten(2, (width, width)), want, atol=1e-5)
 
 
 def test_without_annotations_the_semantic_loss_is_exactly_zero_and_training_runs(tmp_path):

@@ -43,7 +43,7 @@ def test_autoencoder_loss_equals_a_slow_reference_and_reaches_encoder_and_decode
     torch.manual_seed(3)
     noise = torch.rand_like(rgb, dtype=torch.float32)
     with torch.no_grad():
-        z = agent.project(agent.encoder(rgb / 255 - 0.5).flatten(1))
+        z = agent.project(agent.encoder(rgb / 255 - 0.5).permute(0, 2, 3, 1).flatten(1))
         difference = agent.decoder(z) - (torch.div(rgb, 8, rounding_mode="floor") / 32 + noise / 32 - 0.5)
     want = sum(float((sample**2).sum()) for sample in difference) / difference.numel()
     penalty = sum(0.5 * float((row**2).sum()) for row in z) / len(z)

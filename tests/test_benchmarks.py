@@ -21,10 +21,19 @@ def test_an_agent_trains_a_block_at_a_time():
     assert random.update == random.sample == 0 < random.turn
     assert 0 < learning.sample < learning.update < learning.turn
     assert learning.act + learning.update + learning.wait + learning.add < learning.turn
+    assert len(learning.busy) == 10
+    assert sum(learning.busy) == pytest.approx(10 * (learning.act + learning.update))
     assert 40 * 40 * 3 < learning.replay_bytes < 1.1 * 40 * 40 * 3 + 100
     assert learning.memory >= random.memory > 50
     assert not learning.flow
     assert stepper._process.returncode is not None, "ended with its context"
+
+
+def test_turns_without_an_update_are_told_apart():
+    with Stepper(ROOT / "agents" / "drqv2.py", [*TOY, "--update-every", "2"], HERE) as stepper:
+        stepper.run(8)
+        busy = stepper.run(10).busy
+    assert max(busy[0::2]) < min(busy[1::2]) or max(busy[1::2]) < min(busy[0::2])
 
 
 def test_an_agent_that_ends_is_quoted():

@@ -84,7 +84,8 @@ class Agents:
         table = Table(
             title=f"milliseconds per agent step, preset {self.preset}, {self.env_id}: medians of {self.blocks} blocks",
             caption=f"An environment's step alone takes {environment[None]:.1f} ms, with flow {environment['dis']:.1f} "
-            f"ms; it runs beside the update. step: all, over the longer of the two. update/twin: against {self.twin}.",
+            f"ms; it runs beside the update. step: all, over the longer of environment and act + update in each step. "
+            f"update/twin: against {self.twin}.",
         )
         columns = (
             "agent",
@@ -102,12 +103,15 @@ class Agents:
         for column in columns:
             table.add_column(column, justify="left" if column == "agent" else "right")
         for name in names:
-            middle = {key: statistics.median(getattr(b, key) for b in blocks[name]) for key in vars(blocks[name][0])}
+            columns = [key for key, value in vars(blocks[name][0]).items() if isinstance(value, float)]
+            middle = {key: statistics.median(getattr(b, key) for b in blocks[name]) for key in columns}
             against = statistics.median(
                 a.update / b.update for a, b in zip(blocks[name], blocks[self.twin], strict=True)
             )
             alone = environment["dis" if blocks[name][0].flow else None]
-            step = middle["turn"] / max(alone, middle["act"] + middle["update"])
+            step = statistics.median(
+                block.turn / statistics.mean(max(alone, busy) for busy in block.busy) for block in blocks[name]
+            )
             table.add_row(
                 name,
                 *(f"{middle[key]:.1f}" for key in ("act", "update", "sample", "wait", "turn")),

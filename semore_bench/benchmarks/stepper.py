@@ -31,7 +31,7 @@ class Block:
 
     `wait` is for the environment, after the updates; `sample` is a part of `update`. Memory in megabytes: the most
     that the process, without its environments, and the GPU have held so far. `replay_bytes` per transition. `flow`:
-    whether the environment computes it.
+    whether the environment computes it. `busy`: acting and updating, turn by turn, for not all have an update.
     """
 
     turn: float
@@ -44,6 +44,7 @@ class Block:
     gpu_memory: float
     replay_bytes: float
     flow: bool
+    busy: list[float]
 
 
 class Stepper:
@@ -136,14 +137,19 @@ def serve(file: str, flags: Sequence[str]) -> None:
         for line in sys.stdin:
             spent.clear()
             began = time.perf_counter()
-            yield from itertools.islice(turns, int(line))
+            busy = []
+            for turn in itertools.islice(turns, int(line)):
+                before = spent["act"] + spent["update"]
+                yield turn
+                busy.append(1e3 * (spent["act"] + spent["update"] - before))
             seconds = dict.fromkeys(("act", "update", "sample", "wait", "add"), 0.0) | spent
             seconds["turn"] = time.perf_counter() - began
             most = max(most, process.memory_info().rss / 1e6)
             gpu = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else 0.0
             means = {name: 1e3 * value / int(line) for name, value in seconds.items()}
             more = {"memory": most, "gpu_memory": gpu, "replay_bytes": replay.nbytes / (replay.num_envs * replay.slots)}
-            print(_MARK + json.dumps(means | more | {"flow": "flow" in run.observation_space.spaces}), flush=True)
+            more |= {"flow": "flow" in run.observation_space.spaces, "busy": busy}
+            print(_MARK + json.dumps(means | more), flush=True)
 
     runs.Run.steps, runs.CHECKPOINT_SECONDS = in_blocks, float("inf")
     timed(runs.Run, "receive", "wait")
