@@ -18,6 +18,8 @@ from wrappers.errors import UserError
 
 PUBLISHED = " (as published)"
 """ends the name of an agent whose numbers come from a file, not from runs"""
+PROVENANCE = "provenance.json"
+"""the file that makes a folder one of results"""
 COLUMNS = "agent task seed env_step episodes episode_return success_any success_last".split()
 
 
@@ -160,7 +162,8 @@ def collect(folders: Sequence[str | Path], suite: str | None = None, published: 
     """Reads all runs below `folders`.
 
     Args:
-        folders: run directories, or folders with some anywhere inside.
+        folders: run directories, folders with some anywhere inside, or folders of results: runs of other times and
+            machines, of which nothing else is left.
         suite: name or file of the suite that says which tasks count, and their budgets; runs of a sweep are looked for
             in the folder of that name. None: all tasks, with the largest budget that a run has.
         published: CSV file with rows to compare with, see `read_published`.
@@ -170,22 +173,26 @@ def collect(folders: Sequence[str | Path], suite: str | None = None, published: 
     """
     title, tasks = read_suite(suite) if suite else (Path(folders[0]).absolute().name, ())
     folders = [Path(folder) / title if (Path(folder) / title).is_dir() else Path(folder) for folder in folders]
-    runs, evaluations, notes, places = [], [], [], {}
+    kept = {folder: load(folder) for folder in folders if (folder / PROVENANCE).exists()}
+    folders = [folder for folder in folders if folder not in kept]
+    notes = [note for results in kept.values() for note in results.notes]
+    found = [(folder, *piece) for folder, results in kept.items() for piece in _pieces(results)]
     for run in find_runs(folders):
         try:
-            record, rows = read_run(run)
+            found.append((run, *read_run(run)))
         except UnusableRun as reason:
             notes.append(f"{run.parent.parent.name}/{run.parent.name}/{run.name} was left out: {reason}")
-            continue
+    runs, evaluations, places = [], [], {}
+    for place, record, rows in found:
         if suite and record["task"] not in {task.env_id for task in tasks}:
             continue
         key = record["agent"], record["task"], record["seed"]
         if key in places:
             raise UserError(
-                f"{places[key]} and {run} are both {key[0]} on {key[1]} with seed {key[2]}; name the folder of one "
+                f"{places[key]} and {place} both have {key[0]} on {key[1]} with seed {key[2]}; name the folder of one "
                 "sweep, or a --suite"
             )
-        places[key] = run
+        places[key] = place
         runs.append(record)
         evaluations.append(rows)
     runs += [record for record in _never_begun(folders, tasks) if tuple(record.values())[:3] not in places]
@@ -201,6 +208,18 @@ def collect(folders: Sequence[str | Path], suite: str | None = None, published: 
         notes += [note] if note else []
     settings, environments = _factor(runs)
     return Results(title, tasks, _tidy(evaluations), tuple(runs), tuple(environments), settings, tuple(notes))
+
+
+def _pieces(results: Results) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """Record and evaluations of each run of a folder of results, as `read_run` gives them."""
+    by_run = dict(tuple(results.evaluations.groupby(["agent", "task", "seed"])))
+    for run in results.runs:
+        number = run["environment"]
+        record = run | {
+            "environment": None if number is None else results.environments[number],
+            "settings": results.settings.get(run["agent"], {}) | run["settings"],
+        }
+        yield record, by_run.get((run["agent"], run["task"], run["seed"]), results.evaluations.iloc[:0])
 
 
 def read_run(run: Path) -> tuple[dict[str, Any], pd.DataFrame]:
@@ -352,13 +371,13 @@ def save(results: Results, folder: Path) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     results.evaluations.to_csv(folder / "evaluations.csv", index=False, lineterminator="\n")
-    (folder / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n", "utf-8")
+    (folder / PROVENANCE).write_text(json.dumps(provenance, indent=1) + "\n", "utf-8")
 
 
 def load(folder: Path) -> Results:
     """Reads what `save` wrote; raises `UserError`."""
     try:
-        provenance = json.loads((folder / "provenance.json").read_text("utf-8"))
+        provenance = json.loads((folder / PROVENANCE).read_text("utf-8"))
         evaluations = pd.read_csv(folder / "evaluations.csv", dtype={"agent": str, "task": str})
         return Results(
             provenance["suite"],
@@ -376,7 +395,7 @@ def load(folder: Path) -> Results:
 
 
 def open_results(folders: Sequence[Path], suite: str | None = None, published: Path | None = None) -> Results:
-    """`load` of a folder of results, or `collect` of everything else."""
-    if len(folders) == 1 and (folders[0] / "provenance.json").exists():
+    """`load` of one folder of results, or `collect` of everything else."""
+    if len(folders) == 1 and (folders[0] / PROVENANCE).exists():
         return load(folders[0])
     return collect(folders, suite, published)

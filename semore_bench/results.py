@@ -27,7 +27,8 @@ def results(
 
     Args:
         action: build or rebuild.
-        folders: Folders with runs; for rebuild, one folder of results.
+        folders: Folders with runs, or of results to add to them (from another machine, or an earlier time); for
+            rebuild, one folder of results.
         suite: Suite by name or file, for build.
         baseline: Agent against which the probability of improvement is given.
         output: The folder of results, for build (default: results/SUITE).

@@ -275,6 +275,24 @@ def test_saved_results_are_what_was_collected(tmp_path, suite):
     assert found.settings == again.settings
 
 
+def test_results_of_another_machine_are_added_to_runs(tmp_path, suite):
+    """A sweep in pieces: the first one's runs are gone, their results are left; together they are one sweep."""
+    whole = write_sweep(tmp_path / "whole")
+    first = write_sweep(tmp_path / "first", seeds=(1,))
+    results("build", (first,), suite, output=tmp_path / "kept")
+    shutil.rmtree(first)
+    rest = write_sweep(tmp_path / "rest", seeds=(2, 3))
+    results("build", (rest, tmp_path / "kept"), suite, output=tmp_path / "kept")
+    together, want = load(tmp_path / "kept"), collect([whole], suite)
+    pd.testing.assert_frame_equal(together.evaluations, want.evaluations)
+    assert [run | {"video": None} for run in want.runs] == list(together.runs)
+    assert (together.settings, together.environments) == (want.settings, want.environments)
+    alone = collect([tmp_path / "kept"], suite)
+    assert alone.runs == together.runs
+    with pytest.raises(UserError, match="kept and .*seed-2 both have drq_sac"):
+        collect([rest, tmp_path / "kept"], suite)
+
+
 @pytest.mark.parametrize(
     ("published", "words"),
     [
@@ -296,7 +314,7 @@ def test_mistakes_are_answered_with_what_to_do(tmp_path, suite):
         collect([tmp_path], suite)
     root = write_sweep(tmp_path / "one")
     write_sweep(tmp_path / "two", agents=("drq_sac",))
-    with pytest.raises(UserError, match="are both drq_sac on .* with seed 1; name the folder"):
+    with pytest.raises(UserError, match="both have drq_sac on .* with seed 1; name the folder"):
         collect([tmp_path], suite)
     with pytest.raises(UserError, match="--at"):
         make_table(collect([root], suite), at=5000)
