@@ -1,6 +1,5 @@
 # Paths are relative on purpose: make cannot name a target whose path has a space in it.
 PYTHON ?= python3
-GL_PACKAGES := libegl1 libgl1 libgl1-mesa-dri libgles2 libosmesa6
 
 .PHONY: setup demo test lint
 
@@ -9,7 +8,7 @@ setup: .venv/installed
 demo: setup
 	.venv/bin/python -m semore_bench.demo
 
-test: setup
+test: setup browser
 	.venv/bin/python -m pytest -q --numprocesses=2 --dist=loadfile
 
 lint: setup
@@ -27,19 +26,23 @@ lint: setup
 	@$(MAKE) --no-print-directory gl
 	@touch $@
 
-# MuJoCo draws through EGL or OSMesa, which come from the system, not from a wheel.
-.PHONY: gl
-gl:
-	@if ! command -v apt-get > /dev/null; then \
-	    echo "Not a Debian system: check with '.venv/bin/semore-bench doctor' that MuJoCo can render."; exit; fi; \
-	missing=; for package in $(GL_PACKAGES); do \
+# What comes from the system, not from a wheel: MuJoCo draws through EGL or OSMesa, and the report page is tested in a
+# browser.
+.PHONY: gl browser
+gl: PACKAGES := libegl1 libgl1 libgl1-mesa-dri libgles2 libosmesa6
+gl: WITHOUT := check with '.venv/bin/semore-bench doctor' that MuJoCo can render.
+browser: PACKAGES := chromium
+browser: WITHOUT := without Chromium the tests of the report page are skipped.
+gl browser:
+	@if ! command -v apt-get > /dev/null; then echo "Not a Debian system: $(WITHOUT)"; exit; fi; \
+	missing=; for package in $(PACKAGES); do \
 	    dpkg-query --show --showformat='$${Status}' $$package 2> /dev/null | grep -q 'ok installed' || missing="$$missing $$package"; \
 	done; \
 	if [ -z "$$missing" ]; then exit; fi; \
-	if [ "$$(id -u)" != 0 ]; then echo "For rendering, install: sudo apt-get install$$missing"; exit; fi; \
-	echo "Installing for rendering:$$missing"; \
+	if [ "$$(id -u)" != 0 ]; then echo "Not installed:$$missing; $(WITHOUT) To install: sudo apt-get install$$missing"; exit; fi; \
+	echo "Installing:$$missing"; \
 	apt-get update -qq || true; \
 	for package in $$missing; do \
 	    DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $$package > /dev/null \
-	        || echo "Could not install $$package; check with '.venv/bin/semore-bench doctor' that MuJoCo can render."; \
+	        || echo "Could not install $$package; $(WITHOUT)"; \
 	done
