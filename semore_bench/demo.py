@@ -24,8 +24,8 @@ def main() -> int:
         "env-id": ENV_ID,
         "action-repeat": ACTION_REPEAT,
         "image-size": IMAGE_SIZE,
-        "total-env-steps": 48_000,
-        "eval-every": 16_000,
+        "total-env-steps": 52_000,
+        "eval-every": 13_000,
         "eval-episodes": EPISODES,
         # Small updates, and values that look three seconds ahead: what a few minutes of one core can learn from.
         "random-steps": 250,
