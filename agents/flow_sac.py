@@ -152,6 +152,16 @@ def stack_channels(frames: Tensor) -> Tensor:
     return frames.permute(0, 1, 4, 2, 3).flatten(1, 2).contiguous(memory_format=torch.channels_last)
 
 
+def motion_input(rgb: Tensor, flow: Tensor) -> Tensor:
+    """What the motion path sees, in channels-last layout: each frame of rgb (B, 3k, H, W) minus the one before it, and
+    flow over its bound, uint8 (B, 2(k-1), H, W)."""
+    pixels, split = rgb.permute(0, 2, 3, 1), rgb.shape[1] - 3
+    seen = pixels.new_empty(*pixels.shape[:3], split + flow.shape[1])
+    torch.sub(pixels[..., 3:], pixels[..., :-3], out=seen[..., :split])  # in place: `torch.cat` takes as long again
+    seen[..., split:] = flow.permute(0, 2, 3, 1).float().sub_(128).div_(127)
+    return seen.permute(0, 3, 1, 2)
+
+
 # ---- agent ----
 
 
@@ -191,8 +201,7 @@ class Agent(nn.Module):
     def encode(self, rgb: Tensor, flow: Tensor) -> Tensor:
         """uint8 rgb (B, 3k, H, W) and flow (B, 2(k-1), H, W) -> z (B, feature_dim)."""
         rgb = rgb.float().div_(255).sub_(0.5)
-        seen = torch.cat([rgb[:, 3:] - rgb[:, :-3], flow.float().sub_(128).div_(127)], 1)
-        maps = torch.cat([self.encoder(rgb), self.motion_encoder(seen)], 1)
+        maps = torch.cat([self.encoder(rgb), self.motion_encoder(motion_input(rgb, flow))], 1)
         return self.project(maps.permute(0, 2, 3, 1).flatten(1))
 
     @torch.no_grad()

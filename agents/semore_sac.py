@@ -58,7 +58,7 @@ class Args(CommonArgs):
     """weight of the caption loss within the semantic loss"""
     guidance_batch: float = 0.25
     """annotated frames per guidance loss, as a share of the batch size"""
-    guidance_every: int = 2
+    guidance_every: int = 4
     """updates per guidance loss"""
     feature_dim: int = 50
     """length of the representation that actor and critics see"""
@@ -121,27 +121,29 @@ class Encoder(nn.Sequential):
 class Interaction(nn.Module):
     """What each path takes from the other: x + gate * attention(query x, key and value y), on at most 7x7 tokens.
 
-    Maps are rows of pixels here, (B, width * width, channels), as they lie in memory; they are pooled (adaptive
-    average) and grown again (nearest) by constant matrices: products are faster than resizing.
+    The maps of both paths are rows of pixels here, (B, width * width, 2 * channels), as they lie in memory; they are
+    pooled (adaptive average) and grown again (nearest) by constant matrices: products are faster than resizing.
     """
 
     def __init__(self, width: int, channels: int = 32):
         super().__init__()
-        size = min(7, width)
+        size = min(7, width // 2)
         pixels, tokens = (torch.eye(n * n).view(1, n * n, n, n) for n in (width, size))
         self.register_buffer("pool", F.adaptive_avg_pool2d(pixels, size)[0].flatten(1).T, persistent=False)
         self.register_buffer("grow", F.interpolate(tokens, (width, width))[0].flatten(1).T, persistent=False)
         self.semantics, self.motion = (nn.Linear(channels, 3 * channels) for _ in range(2))  # query, key and value
-        self.gates = nn.Parameter(torch.zeros(2, channels))  # closed to begin with: two independent paths
+        self.gate = nn.Parameter(torch.zeros(2 * channels))  # closed to begin with: two independent paths
 
-    def forward(self, semantics: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
-        own, others = self.semantics(self.pool @ semantics), self.motion(self.pool @ motion)
-        return self.take(semantics, own, others, self.gates[0]), self.take(motion, others, own, self.gates[1])
+    def forward(self, maps: Tensor) -> Tensor:
+        semantics, motion = (self.pool @ maps).chunk(2, -1)
+        own, others = self.semantics(semantics).chunk(3, -1), self.motion(motion).chunk(3, -1)
+        taken = torch.cat([attend(own[0], *others[1:]), attend(others[0], *own[1:])], -1)
+        return torch.baddbmm(maps, self.grow.expand(len(maps), -1, -1), self.gate * taken)
 
-    def take(self, x: Tensor, own: Tensor, others: Tensor, gate: Tensor) -> Tensor:
-        query, (_, key, value) = own.chunk(3, -1)[0], others.chunk(3, -1)
-        attention = (query * query.shape[-1] ** -0.5 @ key.mT).softmax(-1)
-        return x + self.grow @ (gate * (attention @ value))
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention written out: for so few tokens faster on a CPU than what is made for long sequences."""
+    return (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1) @ value
 
 
 class Guidance(nn.Module):
@@ -230,6 +232,17 @@ def stack_channels(frames: Tensor) -> Tensor:
     return frames.permute(0, 1, 4, 2, 3).flatten(1, 2).contiguous(memory_format=torch.channels_last)
 
 
+def motion_input(rgb: Tensor, flow: Tensor | None) -> Tensor:
+    """What the motion path sees, in channels-last layout: each frame of rgb (B, 3k, H, W) minus the one before it and,
+    unless it is None, flow over its bound, uint8 (B, 2(k-1), H, W)."""
+    pixels, split = rgb.permute(0, 2, 3, 1), rgb.shape[1] - 3
+    seen = pixels.new_empty(*pixels.shape[:3], split + (0 if flow is None else flow.shape[1]))
+    torch.sub(pixels[..., 3:], pixels[..., :-3], out=seen[..., :split])  # in place: `torch.cat` takes as long again
+    if flow is not None:
+        seen[..., split:] = flow.permute(0, 2, 3, 1).float().sub_(128).div_(127)
+    return seen.permute(0, 3, 1, 2)
+
+
 def map_loss(features: Tensor, classes: Tensor, present: Tensor, probabilities: Tensor) -> Tensor:
     """Mean over patches of KL(P || softmax_k(50 <f_p, t_k>)); features (B, d, G, G), classes (B, K, d)."""
     similarity = torch.einsum("bdij,bkd->bkij", F.normalize(features, dim=1), classes)
@@ -303,17 +316,14 @@ class Agent(nn.Module):
         semantics = self.encoder(rgb)
         if not self.args.motion:
             return (semantics,)
-        seen = rgb[:, 3:] - rgb[:, :-3]
-        if self.args.flow_input:
-            seen = torch.cat([seen, flow.float().sub_(128).div_(127)], 1)
-        return semantics, self.motion_encoder(seen)
+        return semantics, self.motion_encoder(motion_input(rgb, flow if self.args.flow_input else None))
 
     def encode(self, rgb: Tensor, flow: Tensor | None) -> Tensor:
         """The same inputs -> z (B, feature_dim)."""
-        maps = [maps.permute(0, 2, 3, 1).flatten(1, 2) for maps in self.paths(rgb, flow)]
+        maps = torch.cat([path.permute(0, 2, 3, 1).flatten(1, 2) for path in self.paths(rgb, flow)], -1)
         if self.args.interaction:
-            maps = self.interaction(*maps)
-        return self.project(torch.cat(maps, -1).flatten(1))
+            maps = self.interaction(maps)
+        return self.project(maps.flatten(1))
 
     @torch.no_grad()
     def act(self, observation: dict[str, np.ndarray], deterministic: bool = False) -> np.ndarray:
@@ -412,7 +422,7 @@ class Agent(nn.Module):
             loss = loss + self.args.reward_coef * reward_loss
             metrics["reward_loss"] = reward_loss.detach()
         if self.args.interaction:
-            metrics["interaction"] = self.interaction.gates.detach().abs().mean()
+            metrics["interaction"] = self.interaction.gate.detach().abs().mean()
         return loss, z, metrics
 
     def actor_loss(self, z: Tensor) -> tuple[Tensor, Tensor]:

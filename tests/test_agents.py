@@ -89,7 +89,7 @@ def open_gates():
     """An agent whose paths do interact: with closed gates, what a leak would carry is multiplied by zero."""
     agent = make_agent(semore_sac)
     with torch.no_grad():
-        agent.interaction.gates.fill_(0.5)
+        agent.interaction.gate.fill_(0.5)
     return agent
 
 
@@ -122,18 +122,22 @@ def test_gradient_routing_is_the_table_of_the_method(tmp_path, open_gates):
 def test_closed_gates_make_two_independent_paths(open_gates):
     interact = open_gates.interaction
     semantics, motion, other = torch.rand(3, 4, interact.pool.shape[1], 32).unbind(0)
-    assert not torch.allclose(interact(semantics, motion)[0], interact(semantics, other)[0])
-    assert not torch.allclose(interact(semantics, motion)[1], interact(other, motion)[1])
+
+    def paths(*maps):
+        return interact(torch.cat(maps, -1)).chunk(2, -1)
+
+    assert not torch.allclose(paths(semantics, motion)[0], paths(semantics, other)[0])
+    assert not torch.allclose(paths(semantics, motion)[1], paths(other, motion)[1])
     with torch.no_grad():
-        interact.gates[0] = 0
-    assert torch.equal(interact(semantics, motion)[0], semantics)
-    assert not torch.equal(interact(semantics, motion)[1], motion)
+        interact.gate[:32] = 0
+    assert torch.equal(paths(semantics, motion)[0], semantics)
+    assert not torch.equal(paths(semantics, motion)[1], motion)
     with torch.no_grad():
-        interact.gates[1] = 0
+        interact.gate[32:] = 0
     for seen in (motion, other):
-        assert torch.equal(interact(semantics, seen)[0], semantics)
-        assert torch.equal(interact(semantics, seen)[1], seen)
-    assert not make_agent(semore_sac).interaction.gates.any(), "the gates must begin closed"
+        assert torch.equal(paths(semantics, seen)[0], semantics)
+        assert torch.equal(paths(semantics, seen)[1], seen)
+    assert not make_agent(semore_sac).interaction.gate.any(), "the gates must begin closed"
 
 
 @pytest.mark.parametrize("width", [5, 7, 11, 35])
@@ -141,16 +145,26 @@ def test_interaction_is_gated_attention_on_pooled_maps(width):
     """Each path's share by PyTorch's own pooling, attention and nearest neighbours."""
     torch.manual_seed(0)
     interact = semore_sac.Interaction(width)
-    torch.nn.init.normal_(interact.gates)
+    torch.nn.init.normal_(interact.gate)
     maps = torch.rand(2, 3, 32, width, width)
-    size, parts = min(7, width), (interact.semantics, interact.motion)
+    size, parts = min(7, width // 2), (interact.semantics, interact.motion)
     tokens = [torch.nn.functional.adaptive_avg_pool2d(x, size).flatten(2).mT for x in maps]
     query, key, value = zip(*(part(x).split(32, -1) for part, x in zip(parts, tokens, strict=True)), strict=True)
-    for this, out in enumerate(interact(*maps.flatten(3).mT)):
+    results = interact(torch.cat([x.flatten(2).mT for x in maps], -1)).chunk(2, -1)
+    for this, (result, gate) in enumerate(zip(results, interact.gate.chunk(2), strict=True)):
         taken = torch.nn.functional.scaled_dot_product_attention(query[this], key[1 - this], value[1 - this])
-        taken = (interact.gates[this] * taken).mT.unflatten(2, (size, size))
+        taken = (gate * taken).mT.unflatten(2, (size, size))
         want = maps[this] + torch.nn.functional.interpolate(taken, (width, width))
-        assert torch.allclose(out.mT.unflatten(2, (width, width)), want, atol=1e-5)
+        assert torch.allclose(result.mT.unflatten(2, (width, width)), want, atol=1e-5)
+
+
+@pytest.mark.parametrize("with_flow", [True, False])
+def test_motion_path_sees_differences_and_flow(with_flow):
+    rgb, flow = torch.rand(2, 9, 6, 5) - 0.5, torch.randint(0, 256, (2, 4, 6, 5), dtype=torch.uint8)
+    seen = semore_sac.motion_input(rgb, flow if with_flow else None)
+    want = [rgb[:, 3:6] - rgb[:, :3], rgb[:, 6:] - rgb[:, 3:6], (flow.float() - 128) / 127]
+    assert torch.equal(seen, torch.cat(want if with_flow else want[:2], 1))
+    assert seen.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_without_annotations_the_semantic_loss_is_exactly_zero_and_training_runs(tmp_path):
