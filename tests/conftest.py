@@ -1,11 +1,14 @@
 """Settings for all tests, and what several of them use."""
 
 import os
+import signal
 
 import pytest
 
 # One thread per process: several of them share the machine, in the tests more than anywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Started in a shell's background, tests and all that they start would ignore the Ctrl-C that some are about.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
