@@ -84,7 +84,7 @@ class Agents:
         table = Table(
             title=f"milliseconds per agent step, preset {self.preset}, {self.env_id}: medians of {self.blocks} blocks",
             caption=f"An environment's step alone takes {environment[None]:.1f} ms, with flow {environment['dis']:.1f} "
-            f"ms; it runs beside the update. step: all, over the longer of environment and act + update in each step. "
+            "ms; it runs beside the update. step: all, over the longer of environment and act + update in each step. "
             f"update/twin: against {self.twin}.",
         )
         columns = (
@@ -103,8 +103,8 @@ class Agents:
         for column in columns:
             table.add_column(column, justify="left" if column == "agent" else "right")
         for name in names:
-            columns = [key for key, value in vars(blocks[name][0]).items() if isinstance(value, float)]
-            middle = {key: statistics.median(getattr(b, key) for b in blocks[name]) for key in columns}
+            numbers = [key for key, value in vars(blocks[name][0]).items() if isinstance(value, float)]
+            middle = {key: statistics.median(getattr(b, key) for b in blocks[name]) for key in numbers}
             against = statistics.median(
                 a.update / b.update for a, b in zip(blocks[name], blocks[self.twin], strict=True)
             )
