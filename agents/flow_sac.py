@@ -153,12 +153,12 @@ def stack_channels(frames: Tensor) -> Tensor:
 
 
 def motion_input(rgb: Tensor, flow: Tensor) -> Tensor:
-    """What the motion path sees, in channels-last layout: each frame of rgb (B, 3k, H, W) minus the one before it, and
-    flow over its bound, uint8 (B, 2(k-1), H, W)."""
-    pixels, split = rgb.permute(0, 2, 3, 1), rgb.shape[1] - 3
+    """What the motion path sees, at half the resolution and in channels-last layout: each frame of rgb (B, 3k, H, W)
+    minus the one before it, and flow over its bound, uint8 (B, 2(k-1), H, W)."""
+    pixels, split = F.avg_pool2d(rgb, 2).permute(0, 2, 3, 1), rgb.shape[1] - 3
     seen = pixels.new_empty(*pixels.shape[:3], split + flow.shape[1])
     torch.sub(pixels[..., 3:], pixels[..., :-3], out=seen[..., :split])  # in place: `torch.cat` takes as long again
-    seen[..., split:] = flow.permute(0, 2, 3, 1).float().sub_(128).div_(127)
+    seen[..., split:] = F.avg_pool2d(flow.float(), 2).sub_(128).div_(127).permute(0, 2, 3, 1)
     return seen.permute(0, 3, 1, 2)
 
 
@@ -173,8 +173,9 @@ class Agent(nn.Module):
         self.args, self.device = args, device
         self.encoder = Encoder(3 * args.frame_stack, args.conv_strides, args.bfloat16)
         size = self.encoder(torch.zeros(1, 3 * args.frame_stack, args.image_size, args.image_size)).numel()
-        self.motion_encoder = Encoder(5 * (args.frame_stack - 1), args.conv_strides, args.bfloat16)
-        size *= 2
+        channels, half = 5 * (args.frame_stack - 1), args.image_size // 2
+        self.motion_encoder = Encoder(channels, (2, 1, 1, 1), args.bfloat16)  # half the resolution: half the cost
+        size += self.motion_encoder(torch.zeros(1, channels, half, half)).numel()
         self.project = nn.Sequential(nn.Linear(size, args.feature_dim), nn.LayerNorm(args.feature_dim), nn.Tanh())
         self.critic = Critic(args.feature_dim, action_dim, args.hidden_dim)
         self.actor = Actor(args.feature_dim, action_dim, args.hidden_dim)
@@ -201,8 +202,8 @@ class Agent(nn.Module):
     def encode(self, rgb: Tensor, flow: Tensor) -> Tensor:
         """uint8 rgb (B, 3k, H, W) and flow (B, 2(k-1), H, W) -> z (B, feature_dim)."""
         rgb = rgb.float().div_(255).sub_(0.5)
-        maps = torch.cat([self.encoder(rgb), self.motion_encoder(motion_input(rgb, flow))], 1)
-        return self.project(maps.permute(0, 2, 3, 1).flatten(1))
+        maps = self.encoder(rgb), self.motion_encoder(motion_input(rgb, flow))
+        return self.project(torch.cat([path.permute(0, 2, 3, 1).flatten(1) for path in maps], 1))
 
     @torch.no_grad()
     def act(self, observation: dict[str, np.ndarray], deterministic: bool = False) -> np.ndarray:

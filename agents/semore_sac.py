@@ -121,24 +121,30 @@ class Encoder(nn.Sequential):
 class Interaction(nn.Module):
     """What each path takes from the other: x + gate * attention(query x, key and value y), on at most 7x7 tokens.
 
-    The maps of both paths are rows of pixels here, (B, width * width, 2 * channels), as they lie in memory; they are
-    pooled (adaptive average) and grown again (nearest) by constant matrices: products are faster than resizing.
+    The maps are rows of pixels here, (B, width * width, channels), as they lie in memory; they are pooled (adaptive
+    average) and grown again (nearest) by constant matrices: products are faster than resizing.
     """
 
-    def __init__(self, width: int, channels: int = 32):
+    def __init__(self, widths: tuple[int, int], channels: int = 32):
         super().__init__()
-        size = min(7, width // 2)
-        pixels, tokens = (torch.eye(n * n).view(1, n * n, n, n) for n in (width, size))
-        self.register_buffer("pool", F.adaptive_avg_pool2d(pixels, size)[0].flatten(1).T, persistent=False)
-        self.register_buffer("grow", F.interpolate(tokens, (width, width))[0].flatten(1).T, persistent=False)
+        for name, width in zip(("semantics", "motion"), widths, strict=True):
+            size = max(1, min(7, width // 2))
+            pixels, tokens = (torch.eye(n * n).view(1, n * n, n, n) for n in (width, size))
+            pool, grow = F.adaptive_avg_pool2d(pixels, size), F.interpolate(tokens, (width, width))
+            self.register_buffer(f"pool_{name}", pool[0].flatten(1).T, persistent=False)
+            self.register_buffer(f"grow_{name}", grow[0].flatten(1).T, persistent=False)
         self.semantics, self.motion = (nn.Linear(channels, 3 * channels) for _ in range(2))  # query, key and value
-        self.gate = nn.Parameter(torch.zeros(2 * channels))  # closed to begin with: two independent paths
+        self.gate = nn.Parameter(torch.zeros(2, channels))  # closed to begin with: two independent paths
 
-    def forward(self, maps: Tensor) -> Tensor:
-        semantics, motion = (self.pool @ maps).chunk(2, -1)
-        own, others = self.semantics(semantics).chunk(3, -1), self.motion(motion).chunk(3, -1)
-        taken = torch.cat([attend(own[0], *others[1:]), attend(others[0], *own[1:])], -1)
-        return torch.baddbmm(maps, self.grow.expand(len(maps), -1, -1), self.gate * taken)
+    def forward(self, semantics: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
+        own = self.semantics(self.pool_semantics @ semantics).chunk(3, -1)
+        others = self.motion(self.pool_motion @ motion).chunk(3, -1)
+        to_semantics = self.gate[0] * attend(own[0], *others[1:])
+        to_motion = self.gate[1] * attend(others[0], *own[1:])
+        return (
+            torch.baddbmm(semantics, self.grow_semantics.expand(len(semantics), -1, -1), to_semantics),
+            torch.baddbmm(motion, self.grow_motion.expand(len(motion), -1, -1), to_motion),
+        )
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -233,13 +239,13 @@ def stack_channels(frames: Tensor) -> Tensor:
 
 
 def motion_input(rgb: Tensor, flow: Tensor | None) -> Tensor:
-    """What the motion path sees, in channels-last layout: each frame of rgb (B, 3k, H, W) minus the one before it and,
-    unless it is None, flow over its bound, uint8 (B, 2(k-1), H, W)."""
-    pixels, split = rgb.permute(0, 2, 3, 1), rgb.shape[1] - 3
+    """What the motion path sees, at half the resolution and in channels-last layout: each frame of rgb (B, 3k, H, W)
+    minus the one before it and, unless it is None, flow over its bound, uint8 (B, 2(k-1), H, W)."""
+    pixels, split = F.avg_pool2d(rgb, 2).permute(0, 2, 3, 1), rgb.shape[1] - 3
     seen = pixels.new_empty(*pixels.shape[:3], split + (0 if flow is None else flow.shape[1]))
     torch.sub(pixels[..., 3:], pixels[..., :-3], out=seen[..., :split])  # in place: `torch.cat` takes as long again
     if flow is not None:
-        seen[..., split:] = flow.permute(0, 2, 3, 1).float().sub_(128).div_(127)
+        seen[..., split:] = F.avg_pool2d(flow.float(), 2).sub_(128).div_(127).permute(0, 2, 3, 1)
     return seen.permute(0, 3, 1, 2)
 
 
@@ -275,13 +281,13 @@ class Agent(nn.Module):
         self.args, self.device = args, device
         self.encoder = Encoder(3 * args.frame_stack, args.conv_strides, args.bfloat16)
         size = self.encoder(torch.zeros(1, 3 * args.frame_stack, args.image_size, args.image_size)).numel()
-        width = round((size / 32) ** 0.5)
         if args.motion:
-            channels = (3 + 2 * args.flow_input) * (args.frame_stack - 1)
-            self.motion_encoder = Encoder(channels, args.conv_strides, args.bfloat16)
-            size *= 2
+            channels, half = (3 + 2 * args.flow_input) * (args.frame_stack - 1), args.image_size // 2
+            self.motion_encoder = Encoder(channels, (2, 1, 1, 1), args.bfloat16)  # half the resolution: half the cost
+            sizes = size, self.motion_encoder(torch.zeros(1, channels, half, half)).numel()
+            size = sum(sizes)
         if args.interaction:
-            self.interaction = Interaction(width)
+            self.interaction = Interaction(tuple(round((n / 32) ** 0.5) for n in sizes))
         if args.semantic or args.motion:
             self.guidance = Guidance(args, grid, embedding_dim)
         if args.reward_head:
@@ -311,7 +317,7 @@ class Agent(nn.Module):
 
     def paths(self, rgb: Tensor, flow: Tensor | None) -> tuple[Tensor, ...]:
         """uint8 rgb (B, 3k, H, W) and flow (B, 2(k-1), H, W) -> maps of the semantic and, if there is one, the motion
-        path, (B, 32, h, w) each."""
+        path, (B, 32, h, w), each of its own size."""
         rgb = rgb.float().div_(255).sub_(0.5)
         semantics = self.encoder(rgb)
         if not self.args.motion:
@@ -320,10 +326,10 @@ class Agent(nn.Module):
 
     def encode(self, rgb: Tensor, flow: Tensor | None) -> Tensor:
         """The same inputs -> z (B, feature_dim)."""
-        maps = torch.cat([path.permute(0, 2, 3, 1).flatten(1, 2) for path in self.paths(rgb, flow)], -1)
+        maps = [path.permute(0, 2, 3, 1).flatten(1, 2) for path in self.paths(rgb, flow)]
         if self.args.interaction:
-            maps = self.interaction(maps)
-        return self.project(maps.flatten(1))
+            maps = self.interaction(*maps)
+        return self.project(torch.cat([path.flatten(1) for path in maps], 1))
 
     @torch.no_grad()
     def act(self, observation: dict[str, np.ndarray], deterministic: bool = False) -> np.ndarray:
