@@ -3,14 +3,15 @@
 Two convolutional paths see the frames and their motion. What matters in a frame, named by a vision-language model and
 located by CLIP, teaches the semantic path; optical flow, weighted by what matters, teaches the motion path. The paths
 exchange information by attention and fuse into the representation that SAC decides with; the guidance is not needed
-to act. Reconstructed from the paper's abstract: no official code, loss weight or layer size is public.
+to act. Reconstructed from the paper's abstract: no official code, loss weight or layer size is public. Ours: motion is
+seen at half the resolution, and guidance takes steps of its own beside the critic's.
 
 The twin without all this is `drq_sac.py`: `diff` the two files. With `--no-semantic --no-motion --no-interaction
 --no-reward-head` this file computes the same numbers as the twin.
 
 Logged: as `drq_sac.py`, and `map_loss` (KL divergence from CLIP's patch probabilities, nats), `caption_loss`
 (contrastive, nats), `motion_loss` (Huber, of flow over its bound), `reward_loss` (squared error of the predicted
-reward) and `interaction` (mean absolute gate of the exchange between the paths, 0 to begin with).
+n-step reward) and `interaction` (mean absolute gate of the exchange between the paths, 0 to begin with).
 """
 
 import copy
@@ -49,9 +50,9 @@ class Args(CommonArgs):
     pretrain_updates: int = 0
     """updates of the guidance losses alone before the first update of all"""
     semantic_coef: float = 1.0
-    """weight of the class-map and caption losses"""
+    """learning rate of the class-map and caption losses, over --learning-rate"""
     motion_coef: float = 1.0
-    """weight of the flow loss"""
+    """learning rate of the flow loss, over --learning-rate"""
     reward_coef: float = 1.0
     """weight of the reward loss"""
     caption_coef: float = 0.1
@@ -308,6 +309,15 @@ class Agent(nn.Module):
             "actor": torch.optim.Adam(self.actor.parameters(), args.learning_rate, fused=True),
             "temperature": torch.optim.Adam([self.log_temperature], args.learning_rate),
         }
+        # Guidance takes steps of its own: beside the critic's loss, which grows with the rewards, it would not be felt.
+        taught: dict[str, tuple[float, list[nn.Module]]] = {}
+        if args.semantic:
+            taught["semantics"] = args.semantic_coef, [self.encoder, self.guidance.classes, self.guidance.caption]
+        if args.motion:
+            taught["motion"] = args.motion_coef, [self.motion_encoder, self.guidance.flow]
+        for name, (coef, modules) in taught.items():
+            parameters = nn.ModuleList(modules).parameters()
+            self.optimizers[name] = torch.optim.Adam(parameters, coef * args.learning_rate, fused=True)
         if args.compile:
             self.critic_loss = torch.compile(self.critic_loss)
             self.actor_loss = torch.compile(self.actor_loss)
@@ -344,12 +354,11 @@ class Agent(nn.Module):
         batch = replay.sample(args.batch_size)
         if number == 0:
             for _ in range(args.pretrain_updates):
-                self.step("critic", self.guidance_loss(*self.taught(replay, replay.sample(args.batch_size)))[0])
+                self.guide(replay, replay.sample(args.batch_size))
         loss, z, metrics = self.critic_loss(*self.augment(batch))
-        if (args.semantic or args.motion) and number % args.guidance_every == 0:
-            guidance, guidance_metrics = self.guidance_loss(*self.taught(replay, batch))
-            loss, metrics = loss + guidance, metrics | guidance_metrics
         self.step("critic", loss)
+        if number % args.guidance_every == 0:
+            metrics |= self.guide(replay, batch)
 
         if number % args.actor_every == 0:
             loss, log_prob = self.actor_loss(z.detach())
@@ -359,6 +368,15 @@ class Agent(nn.Module):
             for target, online in zip(self.target.parameters(), self.critic.parameters(), strict=True):
                 target.data.lerp_(online.data, args.tau)
             metrics |= {"actor_loss": loss.detach(), "entropy": -log_prob.mean(), "temperature": temperature.detach()}
+        return metrics
+
+    def guide(self, replay: Replay, batch: Batch) -> dict[str, Tensor]:
+        """One step of each path on its guidance; returns what to log."""
+        if not (self.args.semantic or self.args.motion):
+            return {}
+        losses, metrics = self.guidance_losses(*self.taught(replay, batch))
+        for name, loss in losses.items():
+            self.step(name, loss)
         return metrics
 
     def augment(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -384,25 +402,24 @@ class Agent(nn.Module):
         names = "patch_probabilities relevance class_embeddings class_present caption_embedding caption_id".split()
         return rgb, flow, {name: self.tensor(getattr(annotated, name)) for name in names} if annotated else {}
 
-    def guidance_loss(
+    def guidance_losses(
         self, rgb: Tensor, flow: Tensor | None, known: dict[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        args, heads = self.args, self.guidance
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """A loss for each path that can be taught now, and what to log."""
+        args, heads, losses, metrics = self.args, self.guidance, {}, {}
         semantics, *motion = self.paths(rgb, flow)
-        loss, metrics = torch.zeros((), device=rgb.device), {}
         if args.semantic and known:
             features = heads.classes(heads.on_grid(semantics))
             maps = map_loss(features, known["class_embeddings"], known["class_present"], known["patch_probabilities"])
             words = caption_loss(heads.caption(semantics.mean((2, 3))), known["caption_embedding"], known["caption_id"])
-            loss = loss + args.semantic_coef * (maps + args.caption_coef * words)
+            losses["semantics"] = maps + args.caption_coef * words
             metrics = {"map_loss": maps.detach(), "caption_loss": words.detach()}
         if args.motion:
             target = F.adaptive_avg_pool2d((flow[:, -2:].float() - 128) / 127, heads.grid)
             relevance = known.get("relevance", torch.zeros_like(target[:, 0]))
-            moves = motion_loss(heads.flow(heads.on_grid(*motion)), target, relevance)
-            loss = loss + args.motion_coef * moves
-            metrics["motion_loss"] = moves.detach()
-        return loss, metrics
+            losses["motion"] = motion_loss(heads.flow(heads.on_grid(*motion)), target, relevance)
+            metrics["motion_loss"] = losses["motion"].detach()
+        return losses, metrics
 
     def critic_loss(
         self,

@@ -99,10 +99,9 @@ def test_gradient_routing_is_the_table_of_the_method(tmp_path, open_gates):
     batch = replay.sample(8)
     taught = agent.taught(replay, batch)
 
-    agent.args.motion_coef = 0.0
-    assert receivers(agent, agent.guidance_loss(*taught)[0]) == {"encoder", "guidance.classes", "guidance.caption"}
-    agent.args.motion_coef, agent.args.semantic_coef = 1.0, 0.0
-    assert receivers(agent, agent.guidance_loss(*taught)[0]) == {"motion_encoder", "guidance.flow"}
+    losses, _ = agent.guidance_losses(*taught)
+    assert receivers(agent, losses["semantics"]) == {"encoder", "guidance.classes", "guidance.caption"}
+    assert receivers(agent, losses["motion"]) == {"motion_encoder", "guidance.flow"}
 
     body = {"encoder", "motion_encoder", "interaction", "project"}
     agent.args.reward_coef = 0.0
@@ -118,6 +117,25 @@ def test_gradient_routing_is_the_table_of_the_method(tmp_path, open_gates):
     agent.step("actor", agent.actor_loss(z.detach())[0])
     changed = {name.split(".")[0] for name, value in agent.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"actor"}
+
+
+@pytest.mark.parametrize(
+    ("coefs", "moved"),
+    [
+        ((1, 1), {"encoder", "motion_encoder", "guidance.classes", "guidance.caption", "guidance.flow"}),
+        ((0, 1), {"motion_encoder", "guidance.flow"}),
+        ((1, 0), {"encoder", "guidance.classes", "guidance.caption"}),
+    ],
+)
+def test_guidance_moves_the_paths_at_rates_of_its_own(tmp_path, coefs, moved):
+    agent, replay = make_agent(semore_sac, semantic_coef=coefs[0], motion_coef=coefs[1]), make_replay(tmp_path)
+    before = {name: parameter.clone() for name, parameter in agent.named_parameters()}
+    agent.guide(replay, replay.sample(8))
+    steps = {name: (parameter - before[name]).abs().max().item() for name, parameter in agent.named_parameters()}
+    changed = {name for name, step in steps.items() if step > 0}
+    assert {".".join(n.split(".")[: 1 + n.startswith("guidance")]) for n in changed} == moved
+    # a first step of Adam is as long as the rate, however small the loss
+    assert all(steps[name] == pytest.approx(agent.args.learning_rate, rel=0.1) for name in changed)
 
 
 def test_closed_gates_make_two_independent_paths(open_gates):
@@ -169,16 +187,15 @@ def test_motion_path_sees_differences_and_flow_at_half_the_resolution(with_flow,
     assert seen.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_without_annotations_the_semantic_loss_is_exactly_zero_and_training_runs(tmp_path):
+def test_without_annotations_there_is_no_semantic_loss_and_training_runs(tmp_path):
     agent, replay = make_agent(semore_sac, annotator="none"), make_replay(tmp_path, annotate=False)
-    agent.args.motion_coef = 0.0
-    loss, metrics = agent.guidance_loss(*agent.taught(replay, replay.sample(8)))
-    assert loss.item() == 0.0
-    assert "map_loss" not in metrics
-    agent.args.motion_coef = 1.0
+    losses, metrics = agent.guidance_losses(*agent.taught(replay, replay.sample(8)))
+    assert losses.keys() == {"motion"}
+    assert metrics.keys() == {"motion_loss"}
     for number in range(4):
         metrics = agent.update(replay, number)
     assert all(torch.isfinite(value).all() for value in metrics.values())
+    assert not agent.optimizers["semantics"].state, "the semantic path took a step without annotations"
 
 
 def test_unweighted_motion_loss_is_a_plain_huber_mean():
