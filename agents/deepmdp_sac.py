@@ -3,15 +3,16 @@
 Two heads predict, from the representation and the action, the reward and the representation of the next frames. If
 both do well, states that behave alike are encoded alike, and what does not matter for them is left out.
 
-The paper adds these losses to C51 on Atari; here they are added to SAC as it is in `sac_pixel.py`. As in the paper's
-definition, the transition loss teaches the encoder through both ends, the next representation included (other
-implementations stop the gradient there): what keeps the representation from collapsing are the critics and the
-reward. Dynamics are taken to be deterministic, which makes the paper's Wasserstein distance a distance of points;
-both errors are squared, as is usual, and there is no gradient penalty.
+The paper adds these losses to C51 on Atari; here they are added to `drq_sac.py`, so that the heads alone make the
+difference (`--shift 0` for frames as they are). As in the paper's definition, the transition loss teaches the encoder
+through both ends, the next representation included (other implementations stop the gradient there): what keeps the
+representation from collapsing are the critics and the reward. Dynamics are taken to be deterministic, which makes the
+paper's Wasserstein distance a distance of points; both errors are squared, as is usual, and there is no gradient
+penalty.
 
 Logged: `critic_loss` (mean squared error of both critics), `q` (mean value of the batch), `reward_loss` (squared
-error of the predicted reward), `transition_loss` (mean squared error of the predicted representation), `actor_loss`,
-`entropy` (of the policy, in nats) and `temperature` (the weight of the entropy).
+error of the predicted n-step reward), `transition_loss` (mean squared error of the predicted representation),
+`actor_loss`, `entropy` (of the policy, in nats) and `temperature` (the weight of the entropy).
 """
 
 import copy
@@ -36,9 +37,7 @@ class Args(CommonArgs):
     feature_dim: int = 50
     """length of the representation that actor and critics see"""
     learning_rate: float = 1e-3
-    """of Adam, for encoder, heads, critics and actor"""
-    temperature_learning_rate: float = 1e-4
-    """of Adam, with a first beta of 0.5, for the temperature"""
+    """of Adam, for encoder, heads, critics, actor and temperature"""
     init_temperature: float = 0.1
     """entropy weight to begin with; it is tuned towards an entropy of minus the number of action dimensions"""
     discount: float = 0.99
@@ -47,10 +46,10 @@ class Args(CommonArgs):
     """rewards summed before the value of what follows is estimated"""
     tau: float = 0.01
     """share of the critics that moves into their targets at a time"""
-    encoder_tau: float = 0.05
-    """share of the encoder and its projection that moves into their targets at a time"""
     actor_every: int = 2
     """updates of the critics per update of actor, temperature and targets"""
+    shift: int = 4
+    """random shift in pixels"""
     reward_coef: float = 1.0
     """weight of the reward loss"""
     transition_coef: float = 1.0
@@ -136,8 +135,22 @@ def orthogonal(module: nn.Module) -> None:
 # ---- losses ----
 
 
+def random_shift(frames: Tensor, offset: Tensor) -> Tensor:
+    """Shifts each sample by its own offset, repeating the border: the crop of an edge-padded image.
+
+    frames uint8 (B, k, H, W, c), offset int32 (B, 2) -> uint8 (B, k * c, H, W) in channels-last layout.
+    """
+    batch, stack, height, width, channels = frames.shape
+    y = (torch.arange(height, dtype=offset.dtype, device=frames.device) + offset[:, :1]).clamp(0, height - 1)
+    x = (torch.arange(width, dtype=offset.dtype, device=frames.device) + offset[:, 1:]).clamp(0, width - 1)
+    image = torch.arange(batch * stack, dtype=offset.dtype, device=frames.device).view(batch, 1, 1, stack)
+    rows = (image * height + y[:, :, None, None]) * width + x[:, None, :, None]
+    shifted = frames.reshape(-1, channels).index_select(0, rows.reshape(-1))
+    return shifted.view(batch, height, width, stack * channels).permute(0, 3, 1, 2)
+
+
 def stack_channels(frames: Tensor) -> Tensor:
-    """uint8 (B, k, H, W, c) -> (B, k * c, H, W) in channels-last layout."""
+    """uint8 (B, k, H, W, c) -> (B, k * c, H, W), as `random_shift` with no offset."""
     return frames.permute(0, 1, 4, 2, 3).flatten(1, 2).contiguous(memory_format=torch.channels_last)
 
 
@@ -159,8 +172,6 @@ class Agent(nn.Module):
         self.actor = Actor(args.feature_dim, action_dim, args.hidden_dim)
         self.apply(orthogonal)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
-        self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
-        self.target_project = copy.deepcopy(self.project).requires_grad_(False)
         self.log_temperature = nn.Parameter(torch.tensor(np.log(args.init_temperature), dtype=torch.float32))
         self.target_entropy = -float(action_dim)
         self.to(device, memory_format=torch.channels_last)
@@ -170,7 +181,7 @@ class Agent(nn.Module):
         self.optimizers = {
             "critic": torch.optim.Adam(critic, args.learning_rate, fused=True),
             "actor": torch.optim.Adam(self.actor.parameters(), args.learning_rate, fused=True),
-            "temperature": torch.optim.Adam([self.log_temperature], args.temperature_learning_rate, betas=(0.5, 0.999)),
+            "temperature": torch.optim.Adam([self.log_temperature], args.learning_rate),
         }
         if args.compile:
             self.critic_loss = torch.compile(self.critic_loss)
@@ -179,10 +190,9 @@ class Agent(nn.Module):
     def tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
-    def encode(self, rgb: Tensor, target: bool = False) -> Tensor:
+    def encode(self, rgb: Tensor) -> Tensor:
         """uint8 (B, 3k, H, W) -> z (B, feature_dim)."""
-        encoder, project = (self.target_encoder, self.target_project) if target else (self.encoder, self.project)
-        return project(encoder(rgb.float().div_(255).sub_(0.5)).permute(0, 2, 3, 1).flatten(1))
+        return self.project(self.encoder(rgb.float().div_(255).sub_(0.5)).permute(0, 2, 3, 1).flatten(1))
 
     @torch.no_grad()
     def act(self, observation: dict[str, np.ndarray], deterministic: bool = False) -> np.ndarray:
@@ -194,7 +204,7 @@ class Agent(nn.Module):
         """Update `number` (from 0) from the replay; returns what to log, as tensors."""
         args = self.args
         batch = replay.sample(args.batch_size)
-        loss, z, metrics = self.critic_loss(*self.tensors(batch))
+        loss, z, metrics = self.critic_loss(*self.augment(batch))
         self.step("critic", loss)
 
         if number % args.actor_every == 0:
@@ -202,14 +212,16 @@ class Agent(nn.Module):
             self.step("actor", loss)
             temperature = self.log_temperature.exp()
             self.step("temperature", (temperature * (-log_prob - self.target_entropy).detach()).mean())
-            self.move(self.target, self.critic, args.tau)
-            self.move(self.target_encoder, self.encoder, args.encoder_tau)
-            self.move(self.target_project, self.project, args.encoder_tau)
+            for target, online in zip(self.target.parameters(), self.critic.parameters(), strict=True):
+                target.data.lerp_(online.data, args.tau)
             metrics |= {"actor_loss": loss.detach(), "entropy": -log_prob.mean(), "temperature": temperature.detach()}
         return metrics
 
-    def tensors(self, batch: Batch) -> tuple[Tensor, ...]:
-        rgb, next_rgb = stack_channels(self.tensor(batch.rgb)), stack_channels(self.tensor(batch.next_rgb))
+    def augment(self, batch: Batch) -> tuple[Tensor, ...]:
+        size = 2, len(batch.reward), 2
+        offset = torch.randint(-self.args.shift, self.args.shift + 1, size, dtype=torch.int32).to(self.device)
+        rgb = random_shift(self.tensor(batch.rgb), offset[0])
+        next_rgb = random_shift(self.tensor(batch.next_rgb), offset[1])
         return rgb, next_rgb, self.tensor(batch.action), self.tensor(batch.reward), self.tensor(batch.discount)
 
     def critic_loss(
@@ -218,8 +230,7 @@ class Agent(nn.Module):
         next_z = self.encode(next_rgb)
         with torch.no_grad():
             next_action, log_prob = self.actor(next_z)
-            target_z = self.encode(next_rgb, target=True)
-            next_value = self.target(target_z, next_action).amin(0) - self.log_temperature.exp() * log_prob
+            next_value = self.target(next_z, next_action).amin(0) - self.log_temperature.exp() * log_prob
             goal = reward + discount * next_value
         z = self.encode(rgb)
         q = self.critic(z, action)
@@ -244,11 +255,6 @@ class Agent(nn.Module):
         optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=optimizer.param_groups[0]["params"])
         optimizer.step()
-
-    @staticmethod
-    def move(target: nn.Module, online: nn.Module, share: float) -> None:
-        for old, new in zip(target.parameters(), online.parameters(), strict=True):
-            old.data.lerp_(new.data, share)
 
 
 # ---- main ----
