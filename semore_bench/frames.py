@@ -57,7 +57,8 @@ class Results:
     `evaluations`: a row per agent, task, seed and evaluation (the mean of its episodes), with `COLUMNS`, sorted;
     `env_step` is where the evaluation was due: it takes place at the first decision that reaches it. `runs`: a
     JSON-able record per run directory. `environments`: the commits, versions and machines that the runs name by their
-    index. `settings`: of each agent, those that all its runs share. `notes`: what was left out, and why.
+    index. `settings`: of each agent, those that all its runs share, and the agent file in `agent`. `notes`: what was
+    left out, and why. `baseline`: the agent that the others were compared with when the results were kept.
     """
 
     title: str
@@ -67,6 +68,7 @@ class Results:
     environments: tuple[dict[str, Any], ...] = ()
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    baseline: str | None = None
 
     @property
     def agents(self) -> list[str]:
@@ -83,7 +85,7 @@ class Results:
         budgets = {task.env_id: task.total_env_steps for task in self.tasks}
         steps = own.groupby("task").env_step.unique()
         return sorted(
-            set.intersection(*({round(step / budgets[task], 6) for step in steps[task]} for task in steps.index))
+            set.intersection(*({round(step / budgets[task], 12) for step in steps[task]} for task in steps.index))
         )
 
     def scores(self, at: int | None = None, fraction: float = 1.0) -> pd.DataFrame:
@@ -128,7 +130,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """config.json with at least `env_id`, `seed` and `agent`; raises `UnusableRun`.
+    """config.json with at least `env_id`, `seed`, `agent` and `agent_file`; raises `UnusableRun`.
 
     In `.../<agent>/seed-<n>` the folder names the agent: a suite may hold an agent twice, with other settings.
     """
@@ -137,6 +139,7 @@ def read_config(run: Path) -> dict[str, Any]:
         config |= {"env_id": str(config["env_id"]), "agent": str(config["agent"]), "seed": int(config["seed"])}
     except (ValueError, KeyError, TypeError) as error:
         raise UnusableRun(f"config.json is damaged ({type(error).__name__}: {error})") from error
+    config["agent_file"] = config["agent"]
     if run.name.startswith("seed-"):
         config["agent"] = run.absolute().parent.name
     return config
@@ -169,12 +172,14 @@ def collect(folders: Sequence[str | Path], suite: str | None = None, published: 
         published: CSV file with rows to compare with, see `read_published`.
 
     Raises:
-        UserError: there is no run, or two runs share agent, task and seed.
+        UserError: there is no run, or two runs share agent, task and seed, unless one of them alone is finished.
     """
     title, tasks = read_suite(suite) if suite else (Path(folders[0]).absolute().name, ())
     folders = [Path(folder) / title if (Path(folder) / title).is_dir() else Path(folder) for folder in folders]
     kept = {folder: load(folder) for folder in folders if (folder / PROVENANCE).exists()}
     folders = [folder for folder in folders if folder not in kept]
+    if not suite and len(kept) == 1:
+        (title,) = (results.title for results in kept.values())
     notes = [note for results in kept.values() for note in results.notes]
     found = [(folder, *piece) for folder, results in kept.items() for piece in _pieces(results)]
     for run in find_runs(folders):
@@ -182,32 +187,58 @@ def collect(folders: Sequence[str | Path], suite: str | None = None, published: 
             found.append((run, *read_run(run)))
         except UnusableRun as reason:
             notes.append(f"{run.parent.parent.name}/{run.parent.name}/{run.name} was left out: {reason}")
-    runs, evaluations, places = [], [], {}
+    if not suite:
+        tasks = _tasks(kept.values(), [record for _, record, _ in found])
+    chosen: dict[tuple[str, str, int], tuple[Path, dict[str, Any], pd.DataFrame]] = {}
     for place, record, rows in found:
-        if suite and record["task"] not in {task.env_id for task in tasks}:
+        if record["task"] not in {task.env_id for task in tasks}:
             continue
         key = record["agent"], record["task"], record["seed"]
-        if key in places:
+        both = [chosen[key], (place, record, rows)] if key in chosen else [(place, record, rows)]
+        finished = [item for item in both if item[1]["state"] == "finished"]
+        if len(both) == 2 and len(finished) != 1:
             raise UserError(
-                f"{places[key]} and {place} both have {key[0]} on {key[1]} with seed {key[2]}; name the folder of one "
-                "sweep, or a --suite"
+                f"{both[0][0]} and {place} both have {key[0]} on {key[1]} with seed {key[2]}; name the folder of one "
+                "sweep, or a --suite, and every run once"
             )
-        places[key] = place
-        runs.append(record)
-        evaluations.append(rows)
-    runs += [record for record in _never_begun(folders, tasks) if tuple(record.values())[:3] not in places]
+        chosen[key] = finished[0] if len(both) == 2 else both[0]
+    runs, evaluations = [record for _, record, _ in chosen.values()], [rows for _, _, rows in chosen.values()]
+    runs += [record for record in _never_begun(folders, tasks) if tuple(record.values())[:3] not in chosen]
     runs.sort(key=lambda record: (record["task"], record["agent"], record["seed"]))
-    if not suite:
-        budgets: dict[str, int] = {}
-        for record in runs:
-            budgets[record["task"]] = max(budgets.get(record["task"], 0), record["total_env_steps"])
-        tasks = tuple(Task(env_id, budget) for env_id, budget in sorted(budgets.items()))
+    notes += [note for note in _unequal_settings(runs) if note not in notes]
     if published:
         rows, note = read_published(Path(published), tasks)
         evaluations.append(rows)
         notes += [note] if note else []
     settings, environments = _factor(runs)
     return Results(title, tasks, _tidy(evaluations), tuple(runs), tuple(environments), settings, tuple(notes))
+
+
+def _tasks(kept: Iterable[Results], runs: Sequence[dict[str, Any]]) -> tuple[Task, ...]:
+    """Without a suite: every task, with the largest budget that a run has and the bounds that kept results have."""
+    bounds: dict[str, tuple[float, float] | None] = {}
+    for task in (task for results in kept for task in results.tasks):
+        if bounds.setdefault(task.env_id, task.bounds) != task.bounds:
+            raise UserError(f"two folders of results have other bounds for {task.env_id}; name the --suite that counts")
+    budgets: dict[str, int] = {}
+    for record in runs:
+        budgets[record["task"]] = max(budgets.get(record["task"], 0), record["total_env_steps"])
+    return tuple(Task(env_id, budget, bounds.get(env_id)) for env_id, budget in sorted(budgets.items()))
+
+
+def _unequal_settings(runs: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """A note for each setting in which an agent's seeds differ on a task: they are averaged all the same."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in runs:
+        if record["settings"]:
+            groups.setdefault((record["agent"], record["task"]), []).append(record)
+    for (agent, task), records in groups.items():
+        names = sorted({name for record in records for name in record["settings"]} - {"run_dir"})
+        for name in names:
+            values = {record["seed"]: json.dumps(record["settings"].get(name)) for record in records}
+            if len(set(values.values())) > 1:
+                seeds = ", ".join(f"{value} for seed {seed}" for seed, value in values.items())
+                yield f"{agent} on {task}: seeds differ in {name}: {seeds}"
 
 
 def _pieces(results: Results) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
@@ -244,7 +275,8 @@ def read_run(run: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     record |= {
         "guidance": config.get("guidance"),
         "environment": {key: config.get(key) for key in ("commit", "versions", "hardware")},
-        "settings": {name: value for name, value in args.items() if name not in ("env_id", "seed")},
+        "settings": {name: value for name, value in args.items() if name not in ("env_id", "seed")}
+        | {"agent": config["agent_file"]},
         "video": str(videos[-1]) if videos else None,
     }
     return record, rows.assign(**identity)
@@ -367,6 +399,7 @@ def save(results: Results, folder: Path) -> None:
         "environments": results.environments,
         "settings": results.settings,
         "notes": results.notes,
+        "baseline": results.baseline,
         "runs": shown,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -387,6 +420,7 @@ def load(folder: Path) -> Results:
             tuple(provenance["environments"]),
             provenance["settings"],
             tuple(provenance["notes"]),
+            provenance.get("baseline"),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -396,6 +430,6 @@ def load(folder: Path) -> Results:
 
 def open_results(folders: Sequence[Path], suite: str | None = None, published: Path | None = None) -> Results:
     """`load` of one folder of results, or `collect` of everything else."""
-    if len(folders) == 1 and (folders[0] / PROVENANCE).exists():
+    if len(folders) == 1 and (folders[0] / PROVENANCE).exists() and not suite and not published:
         return load(folders[0])
     return collect(folders, suite, published)

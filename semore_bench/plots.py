@@ -1,7 +1,7 @@
 """`semore-bench plot`: learning curves, performance profiles and sample efficiency, for the screen and for print."""
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +116,13 @@ def plot(
         except UnusableRun as reason:
             skipped += 1
             console.print(f"[yellow]skipped[/] {escape(str(run))}: {escape(str(reason))}")
+    counts = Counter((curve.agent, curve.env_id, curve.seed) for curve in curves)
+    if twice := [key for key, count in counts.items() if count > 1]:
+        agent, env_id, seed = twice[0]
+        raise UserError(
+            f"{' '.join(map(str, runs))}: {agent} on {env_id} with seed {seed} is there more than once; name the "
+            "folder of one sweep, or a --suite"
+        )
     if not curves:
         raise UserError(f"nothing to draw in {' '.join(map(str, runs))}: no run has finished an episode yet")
     plot_curves(curves, output, metric, aggregate)
@@ -267,10 +274,11 @@ def plot_profiles(results: Results) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 3.4), layout="constrained")
         axis = figure.subplots()
+        labels = _labels(scores)
         for agent, tasks in _by_task(scores).items():
             share, (low, high) = bootstrap(tasks, lambda *tasks: (np.concatenate(tasks) > limits).mean(axis=0))
             axis.fill_between(limits, low, high, color=looks[agent].colour, alpha=0.15, linewidth=0)
-            axis.plot(limits, share, label=agent, markevery=12, **looks[agent].line)
+            axis.plot(limits, share, label=labels[agent], markevery=12, **looks[agent].line)
         axis.set(xlim=(0, limits[-1]), ylim=(0, 1.02), xlabel="normalised score x", ylabel="share of runs above x")
         _add_legend(figure, axis.lines)
     return figure
@@ -287,8 +295,11 @@ def plot_efficiency(results: Results) -> Figure:
         figure = Figure(figsize=(5.2, 3.4), layout="constrained")
         axis = figure.subplots()
         width = 0.8 / len(looks)
+        labels: dict[str, str] = {}
         for group, fraction in enumerate(fractions):
-            by_task = _by_task(_normalised(results, fraction))
+            scores = _normalised(results, fraction)
+            by_task, new = _by_task(scores), {a: b for a, b in _labels(scores).items() if a not in labels}
+            labels |= new
             for number, (agent, look) in enumerate(looks.items()):
                 if agent not in by_task:
                     continue
@@ -302,7 +313,7 @@ def plot_efficiency(results: Results) -> Figure:
                     hatch=look.hatch,
                     edgecolor="white",
                     error_kw={"elinewidth": 1, "ecolor": "#18181b", "capsize": 2},
-                    label=agent if group == len(fractions) - 1 else None,
+                    label=new.get(agent),
                 )
         axis.set_xticks(range(len(fractions)), [f"{fraction:.0%} of the budget" for fraction in fractions])
         axis.set_ylabel("normalised score (IQM)")
@@ -315,6 +326,12 @@ def _normalised(results: Results, fraction: float) -> pd.DataFrame:
     if fraction == 1 and not len(scores):
         raise UserError("nothing to draw: no run has finished yet on a task whose best return is known")
     return scores
+
+
+def _labels(scores: pd.DataFrame) -> dict[str, str]:
+    """Agent -> its name, and how many tasks it ran if that is not all: its numbers are then of other tasks."""
+    ran, whole = scores.groupby("agent").task.nunique(), scores.task.nunique()
+    return {agent: agent if n == whole else f"{agent} ({n} of {whole} tasks)" for agent, n in ran.items()}
 
 
 def _by_task(scores: pd.DataFrame) -> dict[str, list[np.ndarray]]:

@@ -12,11 +12,13 @@ from urllib.parse import quote
 
 import numpy as np
 import tyro
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
 
 from semore_bench.estimates import bootstrap, iqm
 from semore_bench.frames import PUBLISHED, Results, open_results
 from semore_bench.plots import COLOURS
-from semore_bench.tables import ALL, Table, make_table
+from semore_bench.tables import ALL, Table, check_baseline, make_notes, make_table, seed_census
 from wrappers.errors import UserError
 
 PAGE = Path(__file__).parent / "page"
@@ -98,13 +100,18 @@ def _without_nan(value: Any) -> Any:
 def page_content(results: Results, baseline: str | None = None) -> dict[str, Any]:
     """What the page shows, for its script to draw. Before the first finished run there is no leaderboard."""
     agents = results.agents
+    check_baseline(results, baseline)
     try:
         made = make_table(results, baseline=baseline)
     except UserError as error:
-        made = Table(results.title, results.evaluations.iloc[:0].assign(task=[]), (str(error),), baseline)
+        notes = str(error), *make_notes(results, seed_census(results, results.scores()))
+        made = Table(results.title, results.evaluations.iloc[:0].assign(task=[]), notes, baseline)
     scores = results.scores()
     final = {(row.agent, row.task, row.seed): row.score for row in scores.itertuples()}
-    palette = [*COLOURS[:6], None]  # None is the colour of the text: black on white, white on black
+    # None is the colour of the text: black on white, white on black
+    palette: list[str | None] = [*COLOURS[:6], None]
+    if len(agents) > len(palette):
+        palette = [to_hex(colour) for colour in colormaps["turbo"](np.linspace(0.1, 0.9, len(agents)))]
     return {
         "title": results.title,
         "caption": made.caption,
@@ -112,8 +119,8 @@ def page_content(results: Results, baseline: str | None = None) -> dict[str, Any
         "agents": [
             {
                 "name": agent,
-                "colour": palette[number % len(palette)],
-                "dash": number // len(palette),
+                "colour": palette[number],
+                "dash": number % 3 if len(agents) > 7 else 0,
                 "published": agent.endswith(PUBLISHED),
                 "settings": results.settings.get(agent, {}),
             }

@@ -1,11 +1,12 @@
 """`semore-bench results`: a folder of results to keep, and everything in it made again from its evaluations."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
-from semore_bench.frames import collect, load, save
+from semore_bench.frames import PROVENANCE, Results, collect, load, save
 from semore_bench.plots import plot_curves, plot_efficiency, plot_profiles, results_curves
 from semore_bench.plots import save as save_figure
 from semore_bench.report import write_report
@@ -42,21 +43,37 @@ def results(
     else:
         collected = collect(folders, suite)
         folder = output or Path("results") / collected.title
-        save(collected, folder)
+        _refuse_loss(collected, folder, folders)
+        made = make_table(collected, baseline=baseline)  # refuses what cannot be compared before anything is written
+        save(replace(collected, baseline=made.baseline), folder)
     write_all(folder, baseline)
     print(f"wrote tables, figures and report.html to {folder}")
+
+
+def _refuse_loss(collected: Results, folder: Path, folders: tuple[Path, ...]) -> None:
+    """Raises `UserError` where `folder` keeps runs that `collected` does not have: nobody else may have them."""
+    if not (folder / PROVENANCE).exists():
+        return
+    have = {(run["agent"], run["task"], run["seed"]) for run in collected.runs}
+    kept = ((run["agent"], run["task"], run["seed"]) for run in load(folder).runs)
+    if lost := sorted(key for key in kept if key not in have):
+        agent, task, seed = lost[0]
+        raise UserError(
+            f"{folder} keeps {len(lost)} run{'s' * (len(lost) > 1)} that would be lost, such as {agent} on {task} with "
+            f"seed {seed}. To add to them: results build {' '.join(map(str, folders))} {folder}; to begin anew, delete "
+            f"{folder / PROVENANCE}"
+        )
 
 
 def write_all(folder: Path, baseline: str | None = None) -> None:
     """Writes table.md, .csv and .tex, curves, profiles and efficiency as .png and .svg, and report.html."""
     loaded = load(folder)
+    baseline = baseline or loaded.baseline
     write_table(make_table(loaded, baseline=baseline), folder)
     metric = "success_any" if all(task.success for task in loaded.tasks) else "episode_return"
-    figures = {
-        "curves": plot_curves(results_curves(loaded, metric), metric=metric),
-        "profiles": plot_profiles(loaded),
-        "efficiency": plot_efficiency(loaded),
-    }
+    figures = {"curves": plot_curves(results_curves(loaded, metric), metric=metric)}
+    if loaded.scores().normalised.notna().any():  # or else no task's best return is known
+        figures |= {"profiles": plot_profiles(loaded), "efficiency": plot_efficiency(loaded)}
     for name, figure in figures.items():
         for kind in ("png", "svg"):
             save_figure(figure, folder / f"{name}.{kind}")

@@ -167,7 +167,7 @@ def _planned(suite: Suite, task: Task, agent: Agent, seed: int, runs_dir: Path, 
     typed = {"env_id": flags.pop("env_id"), "seed": seed, "run_dir": run_dir} | flags
     args = agent.args(**{**typed, "run_dir": str(run_dir)})
     args.resolve()
-    _check_same(run_dir, vars(args), flags)
+    _check_same(run_dir, vars(args), agent.file.stem)
     decisions = -(-args.total_env_steps // args.action_repeat)
     pixels = args.image_size**2 * (3 + 2 * (args.env_config().flow is not None))
     return Planned(
@@ -186,16 +186,17 @@ def _planned(suite: Suite, task: Task, agent: Agent, seed: int, runs_dir: Path, 
     )
 
 
-def _check_same(run_dir: Path, args: dict, flags: Iterable[str]) -> None:
-    """Refuses to count a run of earlier settings as one of this sweep."""
+def _check_same(run_dir: Path, args: dict, agent_file: str) -> None:
+    """Refuses to count a run of earlier settings, or of another agent file, as one of this sweep."""
     try:
-        before = json.loads((run_dir / "config.json").read_text("utf-8"))["args"]
+        config = json.loads((run_dir / "config.json").read_text("utf-8"))
     except FileNotFoundError:
         return
+    before, now = config["args"] | {"agent": config["agent"]}, args | {"agent": agent_file}
     changed = [
-        f"{flag(name)} was {before[name]} and now is {args[name]}"
-        for name in flags
-        if name in before and before[name] != json.loads(json.dumps(args[name]))
+        f"{flag(name)} was {before[name]} and now is {now[name]}"
+        for name in now
+        if name in before and before[name] != json.loads(json.dumps(now[name]))
     ]
     if changed:
         raise UserError(

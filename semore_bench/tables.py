@@ -72,8 +72,7 @@ def write_table(made: Table, folder: Path) -> None:
 def make_table(results: Results, at: int | None = None, baseline: str | None = None) -> Table:
     """Computes the table of `results` at env step `at` (None: the end of each budget); raises `UserError`."""
     agents = results.agents
-    if baseline is not None and baseline not in agents:
-        raise UserError(f"--baseline {baseline} is not among the agents: {', '.join(agents)}")
+    check_baseline(results, baseline)
     scores = results.scores(at)
     if not len(scores):
         when = "the end of its budget" if at is None else f"env step {at}"
@@ -95,7 +94,13 @@ def make_table(results: Results, at: int | None = None, baseline: str | None = N
     frame = frame.drop(columns=["order", "part"]).reset_index(drop=True)
     where = "the end of each task's budget" if at is None else f"{at:,} env steps"
     caption = f"{results.title} at {where}, {len(results.tasks)} task{'s' * (len(results.tasks) > 1)}"
-    return Table(caption, frame, tuple(_notes(results, census, scaled)), baseline)
+    return Table(caption, frame, tuple(make_notes(results, census)), baseline)
+
+
+def check_baseline(results: Results, baseline: str | None) -> None:
+    """Raises `UserError` if there is no such agent."""
+    if baseline is not None and baseline not in results.agents:
+        raise UserError(f"--baseline {baseline} is not among the agents: {', '.join(results.agents)}")
 
 
 def seed_census(results: Results, scores: pd.DataFrame) -> pd.DataFrame:
@@ -168,9 +173,12 @@ def _row(name: str, agent: str, census: pd.DataFrame, scores: pd.DataFrame, base
 _KINDS = ("scored", "failed", "unfinished", "missing", "extra")
 
 
-def _notes(results: Results, census: pd.DataFrame, scaled: list[str]) -> Iterator[str]:
+def make_notes(results: Results, census: pd.DataFrame) -> Iterator[str]:
+    """What a reader must know: seeds that failed or are missing, what is not comparable, what was left out."""
     errors = {(run["agent"], run["task"], run["seed"]): run["error"] for run in results.runs}
-    for row in census.itertuples():
+    begun = census[["scored", "failed", "unfinished"]].map(len).sum(axis=1) > 0
+    tried = set(census.task[begun])
+    for row in census[begun].itertuples():
         where = f"{row.agent} on {row.task}"
         for seed in row.failed:
             lines = str(errors[row.agent, row.task, seed] or "").strip().splitlines()
@@ -182,12 +190,15 @@ def _notes(results: Results, census: pd.DataFrame, scaled: list[str]) -> Iterato
         ):
             if seeds := getattr(row, kind):
                 yield f"{where}: seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} {words}"
-        if not row.scored:
-            yield f"{where}: no score; {row.agent} is compared over the other tasks only, which is no fair comparison"
-    if len(set(census[census.agent.map(lambda agent: not agent.endswith(PUBLISHED))].scored.map(len))) > 1:
+    for agent, cells in census[census.task.isin(tried)].groupby("agent", sort=False):
+        if tasks := list(cells.task[cells.scored.map(len) == 0]):
+            yield f"{agent}: no score on {', '.join(tasks)}; over all tasks it is compared on the others only: not fair"
+    if untried := [task.env_id for task in results.tasks if task.env_id not in tried]:
+        yield f"nothing was run on {', '.join(untried)}"
+    if len(set(census[begun & ~census.agent.str.endswith(PUBLISHED)].scored.map(len))) > 1:
         yield "numbers of seeds are unequal: a task with more seeds weighs more in IQM and optimality gap"
     for task in results.tasks:
-        if task.env_id not in scaled:
+        if not task.bounds:
             yield f"{task.env_id} is not in `{ALL}`: nobody knows its best return; give its `bounds` in a suite"
     if any(agent.endswith(PUBLISHED) for agent in results.agents):
         yield f"rows marked{PUBLISHED} come from a file, under their authors' protocol, and were not measured here"
@@ -236,6 +247,8 @@ def _document(
 ) -> str:
     text = caption(_one_line(made.caption))
     for task, rows in made.rows.groupby("task", sort=False):
+        if not rows[["scored", "failed", "unfinished"]].to_numpy().any():
+            continue  # nothing was run there: a note says so
         columns = _columns(made, rows, normalised=task == ALL)
         text += title(_one_line(f"{task}, normalised" if task == ALL else task))
         text += begin(list(columns))
@@ -249,7 +262,7 @@ def _document(
 
 def _columns(made: Table, rows: pd.DataFrame, normalised: bool) -> dict[str, list[str]]:
     """Header -> cells."""
-    digits = 3 if normalised or rows.iqm_high.max() <= 1 else 1
+    digits = 3 if normalised or rows[["iqm", "iqm_high"]].max(axis=None) <= 1 else 1
     columns = {
         "agent": list(rows.agent),
         "IQM [95%]": [_interval(row, "iqm", digits) for row in rows.itertuples()],

@@ -22,6 +22,7 @@ from semore_bench.plots import (
     plot_profiles,
     plot_runs,
 )
+from tests import synthetic_runs
 from tests.synthetic_runs import REACHER, WALKER, write_suite, write_sweep
 from wrappers.errors import UserError
 
@@ -247,6 +248,29 @@ def test_profiles_and_bars_show_the_known_shares_and_scores(tmp_path):
     assert [label.get_text() for label in axis.get_xticklabels()] == ["50% of the budget", "100% of the budget"]
     heights = [bar.get_height() for bar in axis.patches]
     assert heights == pytest.approx([0.085, 0.185, 0.17, 0.37], abs=1e-3)
+
+
+def test_an_agent_that_ran_fewer_tasks_is_labelled_so_and_one_that_did_not_finish_has_a_label(tmp_path):
+    suite = write_suite(tmp_path / "tiny.toml", WALKER, REACHER, "dm_control/hopper-hop-v0")
+    root = write_sweep(tmp_path / "tiny")
+    synthetic_runs.write_run(root, WALKER, "lucky", 1, {1000: [900.0], 2000: [1000.0]})
+    for env_id in (WALKER, REACHER):
+        synthetic_runs.write_run(root, env_id, "slow", 1, {1000: [5.0]}, state="running")
+    results = collect([root], suite)
+    assert [line.get_label() for line in plot_profiles(results).axes[0].lines] == [
+        "drq_sac",
+        "lucky (1 of 2 tasks)",
+        "semore_sac",
+    ]
+    (legend,) = plot_efficiency(results).legends
+    assert {text.get_text() for text in legend.texts} == {"drq_sac", "lucky (1 of 2 tasks)", "semore_sac", "slow"}
+
+
+def test_the_same_run_twice_is_refused(tmp_path):
+    for name in ("smoke", "lite"):
+        write_sweep(tmp_path / name, tasks=(WALKER,), seeds=(1,))
+    with pytest.raises(UserError, match="drq_sac on .* with seed 1 is there more than once"):
+        plot((tmp_path,), tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("kind", ["curves", "profiles", "efficiency"])

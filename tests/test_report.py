@@ -133,6 +133,15 @@ def test_runs_that_have_only_begun_give_a_page_too(tmp_path):
     write_run(tmp_path / "runs", WALKER, "drq_sac", 1, {}, state="running", env_step=10)
     report((tmp_path / "runs",), output=tmp_path / "a.html")
     assert "no run has been evaluated" in content(tmp_path / "a.html")["notes"][0]
+    assert any("seed 1 not there yet" in note for note in content(tmp_path / "a.html")["notes"])
+    with pytest.raises(UserError, match="--baseline typo is not among the agents: drq_sac"):
+        report((tmp_path / "runs",), baseline="typo", output=tmp_path / "b.html")
+
+
+def test_many_agents_have_different_colours(tmp_path):
+    write_sweep(tmp_path / "runs", agents=[f"agent_{n}" for n in range(13)], tasks=(WALKER,), seeds=(1,))
+    report((tmp_path / "runs",), output=tmp_path / "a.html")
+    assert len({agent["colour"] for agent in content(tmp_path / "a.html")["agents"]}) == 13
 
 
 # ---- in a browser ----

@@ -350,6 +350,20 @@ def test_the_plan_counts_what_is_left_and_measures_how_long_it_takes(tmp_path, c
     assert "4 runs, 3 to do; 100,000 env steps; about 25 min with 2 workers" in shown
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"agent": "another"}, "--agent was another and now is fake_agent"), ({"args": {"seed": 7}}, "--seed was 7")],
+)
+def test_finished_runs_of_other_settings_or_another_file_are_not_counted(tmp_path, change, words):
+    (run, *_) = make_plan(tmp_path, seeds=1)
+    run.job.run_dir.mkdir(parents=True)
+    (run.job.run_dir / "config.json").write_text(json.dumps({"agent": "fake_agent", "args": {}} | change))
+    with pytest.raises(UserError, match=words):
+        make_plan(tmp_path, seeds=1)
+    (run.job.run_dir / "config.json").write_text(json.dumps({"agent": "fake_agent", "args": {"seed": 1}}))
+    make_plan(tmp_path, seeds=1)
+
+
 def test_seeds_come_one_after_the_other_and_every_run_has_a_folder_of_its_own(tmp_path):
     suite = FAKE.replace("[[tasks]]", f'[agents.other]\nagent = "{ROOT}/tests/fake_agent.py"\n[[tasks]]')
     suite += '[[tasks]]\nenv_id = "A/two-v0"\ntotal_env_steps = 9\n'

@@ -12,7 +12,7 @@ from scipy.stats import trim_mean
 
 from semore_bench import estimates
 from semore_bench.estimates import aggregate, bootstrap, iqm, probability_of_improvement
-from semore_bench.frames import PUBLISHED, collect, load, save
+from semore_bench.frames import PUBLISHED, collect, load, open_results, save
 from semore_bench.results import results
 from semore_bench.tables import ALL, latex, make_table, markdown, seed_census, table, write_table
 from tests.synthetic_runs import REACH, REACHER, WALKER, write_run, write_suite, write_sweep
@@ -201,7 +201,17 @@ def test_an_agent_that_misses_a_task_is_ranked_last_and_said_to(tmp_path, suite)
     assert made.rows[made.rows.task == ALL].agent.tolist() == ["semore_sac", "drq_sac", "lucky"]
     text = markdown(made)
     assert "1 of 2" in text
-    assert f"lucky on {REACHER}: no score" in text
+    assert f"lucky: no score on {REACHER}" in text
+    assert "nothing was run on" not in text
+
+
+def test_what_nobody_ran_is_one_note_and_no_table(tmp_path, suite):
+    root = write_sweep(tmp_path / "tiny")
+    shutil.rmtree(root / REACHER.replace("/", "_"))
+    text = markdown(make_table(collect([root], suite)))
+    assert f"nothing was run on {REACHER}" in text
+    assert f"## {REACHER}" not in text
+    assert "no score" not in text
 
 
 def test_damaged_runs_and_half_written_rows(tmp_path, suite):
@@ -262,7 +272,7 @@ def test_results_can_be_built_and_made_again_from_their_csv(tmp_path, suite):
     for name in names - {"evaluations.csv", "provenance.json"}:
         (tmp_path / "kept" / name).unlink()
     shutil.rmtree(tmp_path / "runs")
-    results("rebuild", (tmp_path / "kept",), baseline="drq_sac")
+    results("rebuild", (tmp_path / "kept",))
     assert {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()} == kept
 
 
@@ -291,6 +301,90 @@ def test_results_of_another_machine_are_added_to_runs(tmp_path, suite):
     assert alone.runs == together.runs
     with pytest.raises(UserError, match="kept and .*seed-2 both have drq_sac"):
         collect([rest, tmp_path / "kept"], suite)
+
+
+def test_a_finished_run_replaces_what_was_kept_of_it(tmp_path, suite):
+    root = write_sweep(tmp_path / "tiny")
+    run = root / WALKER.replace("/", "_") / "drq_sac" / "seed-1"
+    shutil.rmtree(run)
+    write_run(root, WALKER, "drq_sac", 1, {1000: [7.0]}, state="running")
+    results("build", (root,), suite, output=tmp_path / "kept")
+    shutil.rmtree(run)
+    write_run(tmp_path / "later", WALKER, "drq_sac", 1, {2000: [110.0]})
+    for folders in ((tmp_path / "later", tmp_path / "kept"), (tmp_path / "kept", tmp_path / "later")):
+        found = collect(folders, suite)
+        assert len(found.runs) == 12
+        assert census(found, "drq_sac", WALKER).scored == [1, 2, 3]
+
+
+def test_kept_runs_are_not_lost_to_a_new_build(tmp_path, suite):
+    root = write_sweep(tmp_path / "tiny")
+    results("build", (root,), suite, output=tmp_path / "kept")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()}
+    write_run(tmp_path / "new", WALKER, "drq_sac", 9, {2000: [1.0]})
+    with pytest.raises(UserError, match="keeps 12 runs that would be lost, such as drq_sac on .* with seed 1"):
+        results("build", (tmp_path / "new",), suite, output=tmp_path / "kept")
+    one_task = write_suite(tmp_path / "one.toml", WALKER)
+    with pytest.raises(UserError, match="keeps 6 runs that would be lost"):
+        results("build", (tmp_path / "kept",), one_task, output=tmp_path / "kept")
+    with pytest.raises(UserError, match="--baseline typo"):
+        results("build", (tmp_path / "kept",), suite, "typo", tmp_path / "kept")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()} == before
+
+
+def test_seeds_with_other_settings_or_of_another_file_are_named(tmp_path, suite):
+    root = write_sweep(tmp_path / "tiny")
+    assert not any("differ" in note for note in make_table(collect([root], suite)).notes)
+    for seed, change in ((2, {"args": {"batch_size": 999}}), (3, {"agent": "other"})):
+        file = root / WALKER.replace("/", "_") / "drq_sac" / f"seed-{seed}" / "config.json"
+        config = json.loads(file.read_text())
+        args = config["args"] | change.get("args", {})
+        file.write_text(json.dumps(config | change | {"args": args}))
+    notes = make_table(collect([root], suite)).notes
+    assert f"drq_sac on {WALKER}: seeds differ in batch_size: 64 for seed 1, 999 for seed 2, 64 for seed 3" in notes
+    assert any('differ in agent: "drq_sac" for seed 1' in note and '"other" for seed 3' in note for note in notes)
+
+
+def test_a_folder_of_results_is_compared_with_published_numbers_and_by_suite(tmp_path):
+    env_id = "Toy/track-v0"
+    suite = write_suite(tmp_path / "track.toml", env_id, WALKER, name="track", bounds=[-100, 900])
+    write_sweep(tmp_path / "track", tasks=(env_id, WALKER))
+    kept = tmp_path / "kept"
+    results("build", (tmp_path / "track",), suite, output=kept)
+    published = tmp_path / "p.csv"
+    published.write_text("agent,task,seed,env_step,episode_return\ntheirs,walker_walk,1,2000,400\n")
+    found = open_results([kept], None, published)
+    assert found.agents[-1] == "theirs" + PUBLISHED
+    assert found.title == "track"
+    assert [task.bounds for task in found.tasks if task.env_id == env_id] == [(-100, 900)], "lost the bounds"
+    one_task = write_suite(tmp_path / "one.toml", WALKER, name="one")
+    assert [task.env_id for task in open_results([kept], one_task).tasks] == [WALKER]
+
+
+def test_tasks_without_a_known_best_return_have_tables_curves_and_a_page(tmp_path):
+    suite = write_suite(tmp_path / "track.toml", "Toy/track-v0", name="track")
+    results("build", (write_sweep(tmp_path / "track", tasks=("Toy/track-v0",)),), suite, output=tmp_path / "kept")
+    names = {path.name for path in (tmp_path / "kept").iterdir()}
+    assert {"table.md", "curves.png", "report.html"} <= names
+    assert not {"profiles.png", "efficiency.png"} & names
+
+
+def test_a_success_rate_of_one_seed_keeps_its_digits(tmp_path):
+    suite = write_suite(tmp_path / "tiny.toml", REACH)
+    write_run(tmp_path / "tiny", REACH, "drq_sac", 1, {2000: [5.0] * 20}, {2000: [1] * 7 + [0] * 13})
+    assert "| drq_sac | 0.350 |" in markdown(make_table(collect([tmp_path / "tiny"], suite))).split("## Meta-World")[1]
+
+
+def test_every_evaluation_of_a_long_budget_counts(tmp_path):
+    """A thirtieth of the budget has no end in decimals."""
+    suite = write_suite(tmp_path / "long.toml", WALKER, total_env_steps=3_000_000)
+    evaluations = {step: [float(step)] for step in range(100_000, 3_000_001, 100_000)}
+    file = write_run(tmp_path / "tiny", WALKER, "drq_sac", 1, evaluations) / "config.json"
+    config = json.loads(file.read_text())
+    config["args"] |= {"total_env_steps": 3_000_000, "eval_every": 100_000}
+    file.write_text(json.dumps(config))
+    found = collect([tmp_path / "tiny"], suite)
+    assert [found.scores(fraction=f).score.tolist() for f in found.fractions] == [[float(s)] for s in evaluations]
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,10 @@ function drawLeaderboard() {
     `${whole ? "All tasks" : shown.task}, ${scale}, at the end of the budget; intervals are 95% stratified bootstrap.`;
   const body = byId("leaderboard").querySelector(".body");
   if (!rows.some((row) => isNumber(row.iqm))) {
-    body.replaceChildren(element("p", { class: "empty" }, "Nothing to rank yet: no run has reached the end of its budget here."));
+    const why = whole && !data.tasks.some((task) => task.bounds)
+      ? "No task's best return is known, so there is no average over tasks: choose a task."
+      : "Nothing to rank yet: no run has reached the end of its budget here.";
+    body.replaceChildren(element("p", { class: "empty" }, why));
     return;
   }
   const tops = rows.flatMap((row) => [row.iqm, row.iqm_high, row.mean]).filter(isNumber);
