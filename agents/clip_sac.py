@@ -4,9 +4,10 @@ CLIP (Radford et al. 2021, arXiv 2103.00020) looks at every frame; its features 
 grid, are projected to the representation of DrQ-SAC. Nothing of CLIP is trained. Frozen features for control were
 compared by Parisi et al. (2022, arXiv 2203.03580), who find that where things are must not be lost, hence the grid.
 
-This is `drq_sac.py` with features in place of convolutions and frames, thus without shifts. Features are computed
-once for each distinct frame and remembered. Before the first update they are centred and scaled as the random steps
-show them: those of similar frames differ little.
+This is `drq_sac.py` with the features of patches in place of pixels, shifted by up to a patch. Features are computed
+once for each distinct frame and remembered. Before the first update their principal components are found in the random
+steps and scaled alike (whitened): frames of one scene differ in directions of little variance, such as a pole's angle,
+which a projection would otherwise learn last.
 
 Logged: `critic_loss` (mean squared error of both critics), `q` (mean value of the batch), `actor_loss`, `entropy`
 (of the policy, in nats) and `temperature` (the weight of the entropy).
@@ -39,6 +40,10 @@ class Args(CommonArgs):
     """the frozen model: embedded, <model>:<weights> as open_clip knows them, or a folder in its format"""
     clip_grid: int = 4
     """cells per side that the features of patches are averaged over; 0 for the embedding of the whole frame alone"""
+    components: int = 128
+    """principal components of the features that are projected, each scaled to a deviation of 1"""
+    shift: int = 1
+    """random shift in patches"""
 
     feature_dim: int = 50
     """length of the representation that actor and critics see"""
@@ -67,13 +72,15 @@ class Args(CommonArgs):
         super().resolve()
         if self.clip_grid < 0:
             raise UserError(f"--clip-grid must be at least 0, got {self.clip_grid}")
+        if self.components < 1:
+            raise UserError(f"--components must be at least 1, got {self.components}")
 
 
 # ---- networks ----
 
 
 class ClipFeatures:
-    """What a frozen CLIP sees in stacks of frames: uint8 (B, k, H, W, 3) -> float32 (B, k * d).
+    """What a frozen CLIP sees in stacks of frames: uint8 (B, k, H, W, 3) -> float16 (B, k, G, G, d).
 
     Each distinct frame is looked at once, when it is first needed, and by itself: its features do not depend on the
     frames around it, so that a run that is continued, with an empty memory, computes the same. Not a module: the
@@ -81,18 +88,12 @@ class ClipFeatures:
 
     Args:
         clip: the model.
-        grid: cells per side that features of patches are averaged over, or 0: see `Args.clip_grid`.
+        patches: look at patches, or (G = 1) at the whole frame.
         capacity: frames remembered, at 2 bytes per feature; the oldest are forgotten.
-
-    Raises:
-        UserError: the model has fewer patches per side than `grid`.
     """
 
-    def __init__(self, clip: ClipGrounding, grid: int, capacity: int):
-        if grid > clip.grid:
-            raise UserError(f"--clip-grid must be at most {clip.grid}, the model's patches per side, got {grid}")
-        self.clip, self.grid, self.capacity = clip, grid, capacity
-        self.size = clip.dim * (grid**2 or 1)
+    def __init__(self, clip: ClipGrounding, patches: bool, capacity: int):
+        self.clip, self.patches, self.capacity = clip, patches, capacity
         self.memory: dict[bytes, np.ndarray] = {}
 
     def __call__(self, stacks: np.ndarray) -> np.ndarray:
@@ -104,14 +105,11 @@ class ClipFeatures:
             rows.append(self.memory[key])
         while len(self.memory) > self.capacity:
             del self.memory[next(iter(self.memory))]
-        return np.stack(rows).reshape(len(stacks), -1).astype(np.float32)
+        return np.stack(rows).reshape(*stacks.shape[:2], *rows[0].shape)
 
     def look(self, frame: np.ndarray) -> np.ndarray:
-        """uint8 (H, W, 3) -> (d,)."""
-        if not self.grid:
-            return self.clip.image_embeddings([frame])[0]
-        patches = torch.from_numpy(self.clip.patch_features([frame])[0]).permute(2, 0, 1)
-        return F.adaptive_avg_pool2d(patches, self.grid).flatten().numpy()
+        """uint8 (H, W, 3) -> (G, G, d)."""
+        return self.clip.patch_features([frame])[0] if self.patches else self.clip.image_embeddings([frame])[None]
 
 
 class Critic(nn.Module):
@@ -160,6 +158,23 @@ def orthogonal(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
+# ---- losses ----
+
+
+def random_shift(frames: Tensor, offset: Tensor) -> Tensor:
+    """Shifts each sample by its own offset, repeating the border: the crop of an edge-padded image.
+
+    frames (B, k, H, W, c), offset int32 (B, 2) -> (B, k * c, H, W) in channels-last layout.
+    """
+    batch, stack, height, width, channels = frames.shape
+    y = (torch.arange(height, dtype=offset.dtype, device=frames.device) + offset[:, :1]).clamp(0, height - 1)
+    x = (torch.arange(width, dtype=offset.dtype, device=frames.device) + offset[:, 1:]).clamp(0, width - 1)
+    image = torch.arange(batch * stack, dtype=offset.dtype, device=frames.device).view(batch, 1, 1, stack)
+    rows = (image * height + y[:, :, None, None]) * width + x[:, None, :, None]
+    shifted = frames.reshape(-1, channels).index_select(0, rows.reshape(-1))
+    return shifted.view(batch, height, width, stack * channels).permute(0, 3, 1, 2)
+
+
 # ---- agent ----
 
 
@@ -169,11 +184,18 @@ class Agent(nn.Module):
     def __init__(self, action_dim: int, args: Args, device: torch.device):
         super().__init__()
         self.args, self.device = args, device
-        self.features = ClipFeatures(make_clip(args.clip, str(device)), args.clip_grid, args.replay_capacity)
-        size = self.features.size * args.frame_stack
+        clip = make_clip(args.clip, str(device))
+        if args.clip_grid > clip.grid:
+            raise UserError(
+                f"--clip-grid must be at most {clip.grid}, the model's patches per side, got {args.clip_grid}"
+            )
+        self.features = ClipFeatures(clip, args.clip_grid > 0, args.replay_capacity)
+        size = args.frame_stack * clip.dim * (args.clip_grid**2 or 1)
         self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("deviation", torch.ones(()))
-        self.project = nn.Sequential(nn.Linear(size, args.feature_dim), nn.LayerNorm(args.feature_dim), nn.Tanh())
+        self.register_buffer("whiten", torch.zeros(size, min(args.components, size)))
+        self.project = nn.Sequential(
+            nn.Linear(self.whiten.shape[1], args.feature_dim), nn.LayerNorm(args.feature_dim), nn.Tanh()
+        )
         self.critic = Critic(args.feature_dim, action_dim, args.hidden_dim)
         self.actor = Actor(args.feature_dim, action_dim, args.hidden_dim)
         self.apply(orthogonal)
@@ -196,22 +218,31 @@ class Agent(nn.Module):
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
     def encode(self, seen: Tensor) -> Tensor:
-        """Features (B, k * d) -> z (B, feature_dim)."""
-        return self.project((seen - self.mean) / self.deviation)
+        """Features (B, k * d, G, G) -> z (B, feature_dim)."""
+        return self.project((self.on_grid(seen) - self.mean) @ self.whiten)
+
+    def on_grid(self, seen: Tensor) -> Tensor:
+        """Features (B, k * d, G, G) -> (B, clip_grid * clip_grid * k * d)."""
+        return F.adaptive_avg_pool2d(seen.float(), self.args.clip_grid or 1).permute(0, 2, 3, 1).flatten(1)
+
+    def look(self, stacks: np.ndarray, offset: Tensor | None = None) -> Tensor:
+        """Stacked frames (B, k, H, W, 3), shifted by offset (B, 2), in patches -> features (B, k * d, G, G)."""
+        offset = torch.zeros(len(stacks), 2, dtype=torch.int32) if offset is None else offset
+        return random_shift(self.tensor(self.features(stacks)), offset.to(self.device))
 
     @torch.no_grad()
     def act(self, observation: dict[str, np.ndarray], deterministic: bool = False) -> np.ndarray:
         """Stacked observations of N environments -> actions (N, A)."""
-        z = self.encode(self.tensor(self.features(observation["rgb"])))
+        z = self.encode(self.look(observation["rgb"]))
         return (self.actor.mean(z) if deterministic else self.actor(z)[0]).cpu().numpy()
 
     def update(self, replay: Replay, number: int) -> dict[str, Tensor]:
         """Update `number` (from 0) from the replay; returns what to log, as tensors."""
         args = self.args
         if number == 0:
-            self.standardise(self.tensor(self.features(replay.sample(256).rgb)))
+            self.find_components(self.on_grid(self.look(replay.sample(512).rgb)))
         batch = replay.sample(args.batch_size)
-        loss, z, metrics = self.critic_loss(*self.tensors(batch))
+        loss, z, metrics = self.critic_loss(*self.augment(batch))
         self.step("critic", loss)
 
         if number % args.actor_every == 0:
@@ -224,13 +255,18 @@ class Agent(nn.Module):
             metrics |= {"actor_loss": loss.detach(), "entropy": -log_prob.mean(), "temperature": temperature.detach()}
         return metrics
 
-    def standardise(self, seen: Tensor) -> None:
-        """Makes features such as these (B, k * d) centred and of deviation 1 on average."""
+    def find_components(self, seen: Tensor) -> None:
+        """Centres and whitens features such as these (B, n); components of next to no variance are not blown up."""
         self.mean.copy_(seen.mean(0))
-        self.deviation.copy_((seen - self.mean).pow(2).mean().sqrt() + 1e-6)
+        _, scale, directions = torch.linalg.svd(seen - self.mean, full_matrices=False)
+        count = min(self.whiten.shape[1], len(scale))
+        deviation = scale[:count, None] / len(seen) ** 0.5
+        self.whiten.zero_()[:, :count] = (directions[:count] / (deviation + 1e-3 * deviation[0] + 1e-8)).T
 
-    def tensors(self, batch: Batch) -> tuple[Tensor, ...]:
-        seen, next_seen = self.tensor(self.features(batch.rgb)), self.tensor(self.features(batch.next_rgb))
+    def augment(self, batch: Batch) -> tuple[Tensor, ...]:
+        size = 2, len(batch.reward), 2
+        offset = torch.randint(-self.args.shift, self.args.shift + 1, size, dtype=torch.int32)
+        seen, next_seen = self.look(batch.rgb, offset[0]), self.look(batch.next_rgb, offset[1])
         return seen, next_seen, self.tensor(batch.action), self.tensor(batch.reward), self.tensor(batch.discount)
 
     def critic_loss(

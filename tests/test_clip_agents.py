@@ -41,7 +41,7 @@ def test_clip_is_neither_trained_nor_saved(tmp_path, folder, module):
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in clip._model.parameters())
 
     own = {name.split(".")[0] for name in agent.state_dict()}
-    assert own <= {"encoder", "project", "critic", "actor", "target", "log_temperature", "mean", "deviation"} | {
+    assert own <= {"encoder", "project", "critic", "actor", "target", "log_temperature", "mean", "whiten"} | {
         "newest_reward"
     }
     ids = {id(parameter) for parameter in clip._model.parameters()}
@@ -58,31 +58,44 @@ def test_clip_is_neither_trained_nor_saved(tmp_path, folder, module):
 
 
 @pytest.mark.parametrize("grid", [0, 1, 2, 4])
-def test_features_equal_a_slow_reference(folder, grid):
-    clip, stacks = ClipGrounding(folder, device="cpu"), random_frames(2, 3)
-    features = clip_sac.ClipFeatures(clip, grid, capacity=100)
-    rows = []
+def test_what_is_projected_equals_a_slow_reference(folder, grid):
+    agent, stacks = make_agent(clip_sac, folder, clip_grid=grid), random_frames(2, 3)
+    clip, rows = agent.features.clip, []
     for stack in stacks:
-        row = []
-        for frame in stack:
-            if grid == 0:
-                row.append(clip.image_embeddings([frame])[0])
-                continue
-            patches = clip.patch_features([frame])[0]
-            side = len(patches) // grid
-            cells = [
-                [patches[y * side : (y + 1) * side, x * side : (x + 1) * side].mean((0, 1)) for x in range(grid)]
-                for y in range(grid)
-            ]
-            row.append(np.array(cells).transpose(2, 0, 1).ravel())
-        rows.append(np.concatenate(row))
-    got = features(stacks)
-    assert got.shape == (2, 3 * features.size)
-    np.testing.assert_allclose(got, rows, atol=5e-4)  # kept in half precision
+        if grid == 0:
+            rows.append(np.concatenate([clip.image_embeddings([frame])[0] for frame in stack]))
+            continue
+        patches = np.concatenate([clip.patch_features([frame])[0] for frame in stack], -1)  # the stack as channels
+        side = len(patches) // grid
+        cells = [
+            patches[y * side : (y + 1) * side, x * side : (x + 1) * side].mean((0, 1))
+            for y in range(grid)
+            for x in range(grid)
+        ]
+        rows.append(np.concatenate(cells))
+    got = agent.on_grid(agent.look(stacks))
+    np.testing.assert_allclose(got.numpy(), rows, atol=5e-4)  # kept in half precision
+    assert agent.mean.shape == got.shape[1:]
+
+
+def test_shifts_move_patches_and_repeat_the_border(tmp_path, folder, monkeypatch):
+    agent, stacks = make_agent(clip_sac, folder, clip_grid=4), random_frames(9, 3)
+    offsets = torch.cartesian_prod(torch.arange(-1, 2), torch.arange(-1, 2)).int()
+    seen, shifted = agent.look(stacks), agent.look(stacks, offsets)
+    padded = torch.nn.functional.pad(seen.float(), (1, 1, 1, 1), mode="replicate")
+    for i, (y, x) in enumerate(offsets.tolist()):
+        assert torch.equal(shifted[i].float(), padded[i, :, 1 + y : 5 + y, 1 + x : 5 + x])
+
+    drawn, look = [], agent.look
+    monkeypatch.setattr(agent, "look", lambda rgb, offset: (drawn.append(offset), look(rgb, offset))[1])
+    agent.augment(make_replay(tmp_path, flow=False, annotate=False).sample(64))
+    assert len(drawn) == 2
+    assert not torch.equal(*drawn)
+    assert {tuple(o) for o in drawn[0].tolist()} == {tuple(o) for o in offsets.tolist()}
 
 
 def test_each_distinct_frame_is_looked_at_once_and_alone(folder, monkeypatch):
-    features = clip_sac.ClipFeatures(ClipGrounding(folder, device="cpu"), 2, capacity=100)
+    features = clip_sac.ClipFeatures(ClipGrounding(folder, device="cpu"), True, capacity=100)
     looked, look = [], features.look
     monkeypatch.setattr(features, "look", lambda frame: (looked.append(frame), look(frame))[1])
     stacks = random_frames(4, 3)
@@ -93,34 +106,45 @@ def test_each_distinct_frame_is_looked_at_once_and_alone(folder, monkeypatch):
     assert np.array_equal(features(stacks[::-1]), first[::-1])
     assert len(looked) == 9
     # an empty memory, and other frames around it, as after a crash
-    fresh = clip_sac.ClipFeatures(features.clip, 2, capacity=100)
+    fresh = clip_sac.ClipFeatures(features.clip, True, capacity=100)
     assert np.array_equal(fresh(stacks[2:3])[0], first[2])
 
 
 def test_memory_forgets_the_oldest_frames_and_what_it_forgot_comes_back(folder):
-    features = clip_sac.ClipFeatures(ClipGrounding(folder, device="cpu"), 1, capacity=4)
+    features = clip_sac.ClipFeatures(ClipGrounding(folder, device="cpu"), False, capacity=4)
     stacks = random_frames(3, 3)
     first = features(stacks)  # more frames than it remembers
     assert len(features.memory) == 4
     assert np.array_equal(features(stacks), first)
 
 
-def test_features_are_standardised_once_by_what_the_replay_holds(tmp_path, folder):
-    agent, replay = make_agent(clip_sac, folder), make_replay(tmp_path, flow=False, annotate=False)
+def test_components_are_whitened_once_by_what_the_replay_holds(tmp_path, folder):
+    agent = make_agent(clip_sac, folder, components=5)
+    replay = make_replay(tmp_path, flow=False, annotate=False)
     agent.update(replay, 0)
-    mean, deviation = agent.mean.clone(), agent.deviation.clone()
-    seen = (torch.from_numpy(agent.features(replay.sample(256).rgb)) - mean) / deviation
-    assert seen.mean().abs() < 0.1
-    assert seen.std() == pytest.approx(1, abs=0.1)
+    mean, whiten = agent.mean.clone(), agent.whiten.clone()
+    seen = (agent.on_grid(agent.look(replay.sample(2000).rgb)) - mean) @ whiten
+    assert seen.shape == (2000, 5)
+    assert torch.allclose(seen.mean(0), torch.zeros(5), atol=0.2)
+    assert torch.allclose(torch.cov(seen.T), torch.eye(5), atol=0.2)
     agent.update(replay, 1)
     assert torch.equal(agent.mean, mean)
-    assert torch.equal(agent.deviation, deviation)
-    assert {"mean", "deviation"} <= agent.state_dict().keys()
+    assert torch.equal(agent.whiten, whiten)
+    assert {"mean", "whiten"} <= agent.state_dict().keys()
+
+
+def test_fewer_frames_than_components_leave_the_others_dark(folder):
+    agent = make_agent(clip_sac, folder, components=50)
+    agent.find_components(torch.randn(8, len(agent.mean)))
+    assert torch.isfinite(agent.whiten).all()
+    assert not agent.whiten[:, 8:].any()
+    agent.find_components(torch.ones(8, len(agent.mean)))  # a scene in which nothing moves
+    assert torch.isfinite(agent.encode(agent.look(random_frames(2, 3)))).all()
 
 
 def test_projection_and_critics_learn_from_features(tmp_path, folder):
     agent, replay = make_agent(clip_sac, folder), make_replay(tmp_path, flow=False, annotate=False)
-    loss, z, _ = agent.critic_loss(*agent.tensors(replay.sample(8)))
+    loss, z, _ = agent.critic_loss(*agent.augment(replay.sample(8)))
     assert receivers(agent, loss) == {"project", "critic"}
     before = {name: value.clone() for name, value in agent.state_dict().items()}
     agent.step("actor", agent.actor_loss(z.detach())[0])
@@ -131,6 +155,8 @@ def test_projection_and_critics_learn_from_features(tmp_path, folder):
 def test_impossible_grids_are_refused(folder, grid, message):
     with pytest.raises(UserError, match=f"--clip-grid must be {message}"):
         make_agent(clip_sac, folder, clip_grid=grid)
+    with pytest.raises(UserError, match="--components must be at least 1"):
+        make_agent(clip_sac, folder, components=0)
 
 
 # ---- VLM-reward SAC ----
