@@ -4,8 +4,8 @@ One convolutional path sees the frames, the other how they differ and the optica
 together to the representation of DrQ-SAC. Two streams were introduced to recognise actions in videos (Simonyan &
 Zisserman 2014, arXiv 1406.2199).
 
-This is `semore_sac.py` with `--no-semantic --no-interaction --no-reward-head --motion-coef 0`, and `drq_sac.py` with a
-second path: the parts that they share are the same.
+This is `semore_sac.py` with `--no-semantic --no-interaction --no-reward-head --guidance-learning-rate 0`, and
+`drq_sac.py` with a second path: the parts that they share are the same.
 
 Logged: `critic_loss` (mean squared error of both critics), `q` (mean value of the batch), `actor_loss`, `entropy`
 (of the policy, in nats) and `temperature` (the weight of the entropy).
@@ -155,11 +155,8 @@ def stack_channels(frames: Tensor) -> Tensor:
 def motion_input(rgb: Tensor, flow: Tensor) -> Tensor:
     """What the motion path sees, at half the resolution and in channels-last layout: each frame of rgb (B, 3k, H, W)
     minus the one before it, and flow over its bound, uint8 (B, 2(k-1), H, W)."""
-    pixels, split = F.avg_pool2d(rgb, 2).permute(0, 2, 3, 1), rgb.shape[1] - 3
-    seen = pixels.new_empty(*pixels.shape[:3], split + flow.shape[1])
-    torch.sub(pixels[..., 3:], pixels[..., :-3], out=seen[..., :split])  # in place: `torch.cat` takes as long again
-    seen[..., split:] = F.avg_pool2d(flow.float(), 2).sub_(128).div_(127).permute(0, 2, 3, 1)
-    return seen.permute(0, 3, 1, 2)
+    frames = F.avg_pool2d(rgb, 2)
+    return torch.cat([frames[:, 3:] - frames[:, :-3], F.avg_pool2d(flow.float(), 2).sub_(128).div_(127)], 1)
 
 
 # ---- agent ----

@@ -49,14 +49,12 @@ class Args(CommonArgs):
     """show flow to the motion path (otherwise frame differences alone)"""
     pretrain_updates: int = 0
     """updates of the guidance losses alone before the first update of all"""
-    semantic_coef: float = 1.0
-    """learning rate of the class-map and caption losses, over --learning-rate"""
-    motion_coef: float = 1.0
-    """learning rate of the flow loss, over --learning-rate"""
     reward_coef: float = 1.0
     """weight of the reward loss"""
     caption_coef: float = 0.1
     """weight of the caption loss within the semantic loss"""
+    guidance_learning_rate: float = 1e-3
+    """of Adam, for both paths and their heads, in the steps that guidance takes"""
     guidance_batch: float = 0.25
     """annotated frames per guidance loss, as a share of the batch size"""
     guidance_every: int = 4
@@ -242,12 +240,11 @@ def stack_channels(frames: Tensor) -> Tensor:
 def motion_input(rgb: Tensor, flow: Tensor | None) -> Tensor:
     """What the motion path sees, at half the resolution and in channels-last layout: each frame of rgb (B, 3k, H, W)
     minus the one before it and, unless it is None, flow over its bound, uint8 (B, 2(k-1), H, W)."""
-    pixels, split = F.avg_pool2d(rgb, 2).permute(0, 2, 3, 1), rgb.shape[1] - 3
-    seen = pixels.new_empty(*pixels.shape[:3], split + (0 if flow is None else flow.shape[1]))
-    torch.sub(pixels[..., 3:], pixels[..., :-3], out=seen[..., :split])  # in place: `torch.cat` takes as long again
+    frames = F.avg_pool2d(rgb, 2)
+    seen = [frames[:, 3:] - frames[:, :-3]]
     if flow is not None:
-        seen[..., split:] = F.avg_pool2d(flow.float(), 2).sub_(128).div_(127).permute(0, 2, 3, 1)
-    return seen.permute(0, 3, 1, 2)
+        seen.append(F.avg_pool2d(flow.float(), 2).sub_(128).div_(127))
+    return torch.cat(seen, 1)
 
 
 def map_loss(features: Tensor, classes: Tensor, present: Tensor, probabilities: Tensor) -> Tensor:
@@ -309,15 +306,11 @@ class Agent(nn.Module):
             "actor": torch.optim.Adam(self.actor.parameters(), args.learning_rate, fused=True),
             "temperature": torch.optim.Adam([self.log_temperature], args.learning_rate),
         }
-        # Guidance takes steps of its own: beside the critic's loss, which grows with the rewards, it would not be felt.
-        taught: dict[str, tuple[float, list[nn.Module]]] = {}
-        if args.semantic:
-            taught["semantics"] = args.semantic_coef, [self.encoder, self.guidance.classes, self.guidance.caption]
-        if args.motion:
-            taught["motion"] = args.motion_coef, [self.motion_encoder, self.guidance.flow]
-        for name, (coef, modules) in taught.items():
-            parameters = nn.ModuleList(modules).parameters()
-            self.optimizers[name] = torch.optim.Adam(parameters, coef * args.learning_rate, fused=True)
+        if args.semantic or args.motion:
+            # Steps of its own: beside the critic's loss, which grows with the rewards, guidance would not be felt.
+            paths = nn.ModuleList([self.encoder, self.motion_encoder] if args.motion else [self.encoder])
+            guidance = [*paths.parameters(), *self.guidance.parameters()]
+            self.optimizers["guidance"] = torch.optim.Adam(guidance, args.guidance_learning_rate, fused=True)
         if args.compile:
             self.critic_loss = torch.compile(self.critic_loss)
             self.actor_loss = torch.compile(self.actor_loss)
@@ -357,7 +350,7 @@ class Agent(nn.Module):
                 self.guide(replay, replay.sample(args.batch_size))
         loss, z, metrics = self.critic_loss(*self.augment(batch))
         self.step("critic", loss)
-        if number % args.guidance_every == 0:
+        if "guidance" in self.optimizers and number % args.guidance_every == 0:
             metrics |= self.guide(replay, batch)
 
         if number % args.actor_every == 0:
@@ -371,12 +364,10 @@ class Agent(nn.Module):
         return metrics
 
     def guide(self, replay: Replay, batch: Batch) -> dict[str, Tensor]:
-        """One step of each path on its guidance; returns what to log."""
-        if not (self.args.semantic or self.args.motion):
-            return {}
-        losses, metrics = self.guidance_losses(*self.taught(replay, batch))
-        for name, loss in losses.items():
-            self.step(name, loss)
+        """A step of both paths on what is known; returns what to log."""
+        loss, metrics = self.guidance_loss(*self.taught(replay, batch))
+        if metrics:
+            self.step("guidance", loss)
         return metrics
 
     def augment(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -402,24 +393,26 @@ class Agent(nn.Module):
         names = "patch_probabilities relevance class_embeddings class_present caption_embedding caption_id".split()
         return rgb, flow, {name: self.tensor(getattr(annotated, name)) for name in names} if annotated else {}
 
-    def guidance_losses(
+    def guidance_loss(
         self, rgb: Tensor, flow: Tensor | None, known: dict[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """A loss for each path that can be taught now, and what to log."""
-        args, heads, losses, metrics = self.args, self.guidance, {}, {}
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of what can be taught now, and what to log. No weights: the paths share nothing that they would
+        weigh against each other."""
+        args, heads = self.args, self.guidance
         semantics, *motion = self.paths(rgb, flow)
+        loss, metrics = torch.zeros((), device=rgb.device), {}
         if args.semantic and known:
             features = heads.classes(heads.on_grid(semantics))
             maps = map_loss(features, known["class_embeddings"], known["class_present"], known["patch_probabilities"])
             words = caption_loss(heads.caption(semantics.mean((2, 3))), known["caption_embedding"], known["caption_id"])
-            losses["semantics"] = maps + args.caption_coef * words
+            loss = loss + maps + args.caption_coef * words
             metrics = {"map_loss": maps.detach(), "caption_loss": words.detach()}
         if args.motion:
             target = F.adaptive_avg_pool2d((flow[:, -2:].float() - 128) / 127, heads.grid)
             relevance = known.get("relevance", torch.zeros_like(target[:, 0]))
-            losses["motion"] = motion_loss(heads.flow(heads.on_grid(*motion)), target, relevance)
-            metrics["motion_loss"] = losses["motion"].detach()
-        return losses, metrics
+            moves = motion_loss(heads.flow(heads.on_grid(*motion)), target, relevance)
+            loss, metrics["motion_loss"] = loss + moves, moves.detach()
+        return loss, metrics
 
     def critic_loss(
         self,

@@ -158,7 +158,7 @@ def test_flare_moves_frames_and_next_frames_alike(tmp_path, monkeypatch):
 
 
 def test_flow_is_semore_without_guidance(tmp_path):
-    off = {"semantic": False, "interaction": False, "reward_head": False, "motion_coef": 0.0}
+    off = {"semantic": False, "interaction": False, "reward_head": False, "guidance_learning_rate": 0.0}
     semore, flow = make_agent(semore_sac, **off), make_agent(flow_sac)
     shared = {name: value for name, value in semore.state_dict().items() if not name.startswith("guidance")}
     flow.load_state_dict(shared)
