@@ -26,6 +26,8 @@ class Args(CommonArgs):
     """seconds per count"""
     crashes: int = 0
     """how many processes crash in the middle"""
+    crash_seed: int = 0
+    """the seed that crashes (0: all do)"""
     crash_with: int = 3
     """their exit status, or minus a signal"""
     hang: bool = False
@@ -36,6 +38,8 @@ class Args(CommonArgs):
 
 
 def main(args: Args) -> None:
+    args.resolve()
+    crashes = args.crashes if args.crash_seed in (0, args.seed) else 0
     run_dir = Path(args.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = open(run_dir / ".lock", "a")  # noqa: SIM115
@@ -63,13 +67,13 @@ def main(args: Args) -> None:
             status("running")
             if count == args.total_env_steps // 2 and args.hang:
                 time.sleep(1000)
-            if processes <= args.crashes and count >= args.total_env_steps // 2:
+            if processes <= crashes and count >= args.total_env_steps // 2:
                 print(f"crash number {processes}\nthe reason is here", flush=True)
                 if args.crash_with < 0:
                     os.kill(os.getpid(), -args.crash_with)
                 sys.exit(args.crash_with)
     except SystemExit:
-        status("stopped" if processes > args.crashes else "failed")
+        status("stopped" if processes > crashes else "failed")
         raise
     (run_dir / "eval.csv").write_text(f"env_step,episode_return\n{count},{args.seed}\n")
     status("finished")

@@ -249,11 +249,11 @@ def test_two_sweeps_share_the_work_and_leave_each_others_runs_alone(tmp_path):
 
 def test_a_run_that_was_started_by_hand_is_waited_for_and_its_failure_believed(tmp_path):
     runs = [tmp_path / f"runs/fake/A_one-v0/counter/seed-{seed}" for seed in (1, 2)]
-    suite = FAKE.replace("total_env_steps = 40", "total_env_steps = 100\ndelay = 0.1")
+    suite = FAKE.replace("total_env_steps = 40", "total_env_steps = 100\ndelay = 0.1\ncrashes = 1\ncrash_seed = 2")
     by_hand = []
     for seed, run in enumerate(runs, 1):
         flags = {"env_id": "A/one-v0", "seed": seed, "run_dir": run, "total_env_steps": 100, "delay": 0.1}
-        flags |= {"crashes": seed - 1}
+        flags |= {"crashes": 1, "crash_seed": 2}
         command = [sys.executable, str(ROOT / "tests/fake_agent.py"), *suites.words(flags)]
         by_hand.append(subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL))
     wait_for(lambda: all(map(count, runs)), tmp_path)
