@@ -327,7 +327,7 @@ class Agent(nn.Module):
             return (semantics,)
         return semantics, self.motion_encoder(motion_input(rgb, flow if self.args.flow_input else None))
 
-    def encode(self, rgb: Tensor, flow: Tensor | None) -> Tensor:
+    def encode(self, rgb: Tensor, flow: Tensor | None = None) -> Tensor:
         """The same inputs -> z (B, feature_dim)."""
         maps = [path.permute(0, 2, 3, 1).flatten(1, 2) for path in self.paths(rgb, flow)]
         if self.args.interaction:
@@ -370,17 +370,15 @@ class Agent(nn.Module):
             self.step("guidance", loss)
         return metrics
 
-    def augment(self, batch: Batch) -> tuple[Tensor, ...]:
+    def augment(self, batch: Batch) -> tuple:
         size = 2, len(batch.reward), 2
         offset = torch.randint(-self.args.shift, self.args.shift + 1, size, dtype=torch.int32).to(self.device)
-        rgb = random_shift(self.tensor(batch.rgb), offset[0])
-        next_rgb = random_shift(self.tensor(batch.next_rgb), offset[1])
-        flow = next_flow = None
-        if self.args.motion:  # moves with its frames
-            flow = random_shift(self.tensor(batch.flow), offset[0])
-            next_flow = random_shift(self.tensor(batch.next_flow), offset[1])
-        tensors = (self.tensor(array) for array in (batch.action, batch.reward, batch.discount))
-        return rgb, next_rgb, flow, next_flow, *tensors
+        views = (batch.rgb, batch.flow), (batch.next_rgb, batch.next_flow)
+        seen, next_seen = (
+            tuple(random_shift(self.tensor(frames), shift) for frames in view if frames is not None)
+            for view, shift in zip(views, offset, strict=True)  # flow moves with its frames
+        )
+        return seen, next_seen, self.tensor(batch.action), self.tensor(batch.reward), self.tensor(batch.discount)
 
     def taught(self, replay: Replay, batch: Batch) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         """Frames for the guidance losses, not shifted, and what is known of them: nothing, for want of annotations,
@@ -415,21 +413,14 @@ class Agent(nn.Module):
         return loss, metrics
 
     def critic_loss(
-        self,
-        rgb: Tensor,
-        next_rgb: Tensor,
-        flow: Tensor | None,
-        next_flow: Tensor | None,
-        action: Tensor,
-        reward: Tensor,
-        discount: Tensor,
+        self, seen: tuple[Tensor, ...], next_seen: tuple[Tensor, ...], action: Tensor, reward: Tensor, discount: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         with torch.no_grad():
-            next_z = self.encode(next_rgb, next_flow)
+            next_z = self.encode(*next_seen)
             next_action, log_prob = self.actor(next_z)
             next_value = self.target(next_z, next_action).amin(0) - self.log_temperature.exp() * log_prob
             goal = reward + discount * next_value
-        z = self.encode(rgb, flow)
+        z = self.encode(*seen)
         q = self.critic(z, action)
         loss = F.mse_loss(q, goal.expand_as(q)) * 2  # the sum over both critics
         metrics = {"critic_loss": loss.detach(), "q": q.detach().mean()}

@@ -282,7 +282,7 @@ def test_all_offsets_are_drawn_and_flow_moves_with_its_frames(tmp_path, monkeypa
     for _ in range(80):
         agent.augment(replay.sample(8))
     for first in range(0, len(seen), 4):
-        rgb, next_rgb, flow, next_flow = seen[first : first + 4]
+        rgb, flow, next_rgb, next_flow = seen[first : first + 4]
         assert torch.equal(rgb, flow)
         assert torch.equal(next_rgb, next_flow)
     drawn = {tuple(offset) for offsets in seen for offset in offsets.tolist()}

@@ -175,8 +175,8 @@ def test_flow_is_semore_without_guidance(tmp_path):
 
 def test_both_streams_learn_and_flow_is_seen(tmp_path):
     agent, replay = make_agent(flow_sac), make_replay(tmp_path, annotate=False)
-    rgb, next_rgb, flow, *others = agent.augment(replay.sample(8))
-    loss, _, _ = agent.critic_loss(rgb, next_rgb, flow, *others)
+    (rgb, flow), *others = agent.augment(replay.sample(8))
+    loss, _, _ = agent.critic_loss((rgb, flow), *others)
     assert receivers(agent, loss) == {"encoder", "motion_encoder", "project", "critic"}
     assert not torch.allclose(agent.encode(rgb, flow), agent.encode(rgb, flow.flip(0)))
 
