@@ -9,12 +9,13 @@ once for each distinct frame and remembered. Before the first update their princ
 steps and scaled alike (whitened): frames of one scene differ in directions of little variance, such as a pole's angle,
 which a projection would otherwise learn last.
 
-Logged: `critic_loss` (mean squared error of both critics), `q` (mean value of the batch), `actor_loss`, `entropy`
+Logged: `critic_loss` (squared error, summed over both critics), `q` (mean value of the batch), `actor_loss`, `entropy`
 (of the policy, in nats) and `temperature` (the weight of the entropy).
 """
 
 import copy
 import hashlib
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +69,10 @@ class Args(CommonArgs):
             flow=None,
         )
 
+    @property
+    def guidance_source(self) -> str:
+        return f"CLIP {self.clip}"
+
     def resolve(self) -> None:
         super().resolve()
         if self.clip_grid < 0:
@@ -89,22 +94,24 @@ class ClipFeatures:
     Args:
         clip: the model.
         patches: look at patches, or (G = 1) at the whole frame.
-        capacity: frames remembered, at 2 bytes per feature; the oldest are forgotten.
+        capacity: frames of training remembered, at 2 bytes per feature; the oldest are forgotten.
     """
 
     def __init__(self, clip: ClipGrounding, patches: bool, capacity: int):
         self.clip, self.patches, self.capacity = clip, patches, capacity
         self.memory: dict[bytes, np.ndarray] = {}
+        self.recent: dict[bytes, np.ndarray] = {}
 
-    def __call__(self, stacks: np.ndarray) -> np.ndarray:
-        rows = []
+    def __call__(self, stacks: np.ndarray, again: bool = True) -> np.ndarray:
+        """`again`: they may come back; frames of an evaluation do not, but in the next stacks."""
+        memory, capacity, rows = (self.memory, self.capacity, []) if again else (self.recent, 64, [])
         for frame in stacks.reshape(-1, *stacks.shape[2:]):
             key = hashlib.blake2b(frame, digest_size=16).digest()
-            if key not in self.memory:
-                self.memory[key] = self.look(frame).astype(np.float16)
-            rows.append(self.memory[key])
-        while len(self.memory) > self.capacity:
-            del self.memory[next(iter(self.memory))]
+            if key not in memory:
+                memory[key] = self.look(frame).astype(np.float16)
+            rows.append(memory[key])
+        while len(memory) > capacity:
+            del memory[next(iter(memory))]
         return np.stack(rows).reshape(*stacks.shape[:2], *rows[0].shape)
 
     def look(self, frame: np.ndarray) -> np.ndarray:
@@ -189,7 +196,10 @@ class Agent(nn.Module):
             raise UserError(
                 f"--clip-grid must be at most {clip.grid}, the model's patches per side, got {args.clip_grid}"
             )
-        self.features = ClipFeatures(clip, args.clip_grid > 0, args.replay_capacity)
+        frames = min(args.replay_capacity, -(-args.total_env_steps // args.action_repeat))
+        self.features = ClipFeatures(clip, args.clip_grid > 0, frames)
+        size = 2 * clip.dim * (clip.grid**2 if args.clip_grid else 1)
+        print(f"features of up to {frames:,} frames will take {frames * size:,} bytes of memory", file=sys.stderr)
         size = args.frame_stack * clip.dim * (args.clip_grid**2 or 1)
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("whiten", torch.zeros(size, min(args.components, size)))
@@ -225,15 +235,15 @@ class Agent(nn.Module):
         """Features (B, k * d, G, G) -> (B, clip_grid * clip_grid * k * d)."""
         return F.adaptive_avg_pool2d(seen.float(), self.args.clip_grid or 1).permute(0, 2, 3, 1).flatten(1)
 
-    def look(self, stacks: np.ndarray, offset: Tensor | None = None) -> Tensor:
+    def look(self, stacks: np.ndarray, offset: Tensor | None = None, again: bool = True) -> Tensor:
         """Stacked frames (B, k, H, W, 3), shifted by offset (B, 2), in patches -> features (B, k * d, G, G)."""
         offset = torch.zeros(len(stacks), 2, dtype=torch.int32) if offset is None else offset
-        return random_shift(self.tensor(self.features(stacks)), offset.to(self.device))
+        return random_shift(self.tensor(self.features(stacks, again)), offset.to(self.device))
 
     @torch.no_grad()
     def act(self, observation: dict[str, np.ndarray], deterministic: bool = False) -> np.ndarray:
         """Stacked observations of N environments -> actions (N, A)."""
-        z = self.encode(self.look(observation["rgb"]))
+        z = self.encode(self.look(observation["rgb"], again=not deterministic))
         return (self.actor.mean(z) if deterministic else self.actor(z)[0]).cpu().numpy()
 
     def update(self, replay: Replay, number: int) -> dict[str, Tensor]:

@@ -6,10 +6,12 @@ query by the encoder, the other as key by a slowly following copy of it, compare
 The paper renders frames of 100 pixels, of which crops are 84 wide. Here frames are of the size that all agents get, and
 crops keep the paper's share of it (71 of 84 pixels): `--image-size 100` gives the paper's own sizes. Differs from the
 official code: crops reach the last row and column too, the contrastive loss updates the encoder once (there two
-optimisers step on it, one after the other), the actor and both critics share one projection to `feature_dim`, and
-convolutions begin orthogonal, not delta-orthogonal (both as in DrQ-v2).
+optimisers step on it, one after the other); as in DrQ-v2, convolutions begin orthogonal, not delta-orthogonal, and
+pixels are in [-0.5, 0.5]; for speed, the actor and both critics share one projection to `feature_dim`, which the
+critics alone train, and the actor learns from what the critics' step saw. Batch (the paper's curves: 512), random steps
+(1,000) and replay are those of all agents here.
 
-Logged: `critic_loss` (mean squared error of both critics), `q` (mean value of the batch), `actor_loss`, `entropy`
+Logged: `critic_loss` (squared error, summed over both critics), `q` (mean value of the batch), `actor_loss`, `entropy`
 (of the policy, in nats), `temperature` (the weight of the entropy) and `contrastive_loss` (cross entropy, in nats; the
 logarithm of the batch size if keys are not told apart).
 """

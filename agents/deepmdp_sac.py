@@ -8,9 +8,10 @@ difference (`--shift 0` for frames as they are). As in the paper's definition, t
 through both ends, the next representation included (other implementations stop the gradient there): what keeps the
 representation from collapsing are the critics and the reward. Dynamics are taken to be deterministic, which makes the
 paper's Wasserstein distance a distance of points; both errors are squared, as is usual, and there is no gradient
-penalty.
+penalty. With `--n-step` above 1 both heads look as far ahead as the critics do: they predict the sum of n rewards, and
+the representation n steps later.
 
-Logged: `critic_loss` (mean squared error of both critics), `q` (mean value of the batch), `reward_loss` (squared
+Logged: `critic_loss` (squared error, summed over both critics), `q` (mean value of the batch), `reward_loss` (squared
 error of the predicted n-step reward), `transition_loss` (mean squared error of the predicted representation),
 `actor_loss`, `entropy` (of the policy, in nats) and `temperature` (the weight of the entropy).
 """

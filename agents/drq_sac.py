@@ -3,10 +3,13 @@
 Shifting the frames of every sampled transition by up to four pixels keeps the critic from overfitting its encoder;
 nothing else is added to SAC. This is the twin of `semore_sac.py`: `diff` the two files to see Semore.
 
-Differs from the official code: one shift per transition instead of two averaged ones (K = M = 1), no target copy of
-the encoder, and the actor and both critics share one projection to `feature_dim` (all three as in DrQ-v2, for speed).
+Differs from the official code: as in DrQ-v2, one shift per transition instead of two averaged ones (K = M = 1), no
+target copy of the encoder, and pixels in [-0.5, 0.5]; for speed, the actor and both critics share one projection to
+`feature_dim`, which the critics alone train, and the actor learns from what the critics' step saw. As in all agents
+here, batch, random steps and replay are the preset's and the suite's; the paper's curves are with batches of 512,
+1,000 random steps and 100,000 transitions.
 
-Logged: `critic_loss` (mean squared error of both critics), `q` (mean value of the batch), `actor_loss`, `entropy`
+Logged: `critic_loss` (squared error, summed over both critics), `q` (mean value of the batch), `actor_loss`, `entropy`
 (of the policy, in nats) and `temperature` (the weight of the entropy).
 """
 

@@ -6,11 +6,12 @@ on a schedule instead of by entropy, and returns of three steps carry rewards ba
 Differs from the official code: the shift is by whole pixels (a crop of the padded frame). The official one draws
 the same offsets but samples bilinearly, and the rounding of its grid changes values by up to 0.004 grey levels.
 Frames, batch size, MLPs and random steps are those of all agents here; the paper repeats actions twice
-(--action-repeat 2), learns from batches of 256 (512 for walker) and begins with 2000 random agent steps.
+(--action-repeat 2), learns from batches of 256 (512 for walker), begins with 2,000 random agent steps and keeps
+1,000,000 transitions.
 An episode that terminates has no value after its end; the official code gives it one.
 
-Logged: `critic_loss` (mean squared error of both critics), `q` (mean value of the batch), `actor_loss` and `std` (of
-the exploration noise).
+Logged: `critic_loss` (squared error, summed over both critics), `q` (mean value of the batch), `actor_loss` and `std`
+(of the exploration noise).
 """
 
 import copy

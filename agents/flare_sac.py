@@ -5,10 +5,12 @@ of the frame before it (which gets no gradient from the difference), are stacked
 
 As in the official code, a transition's frames and next frames move by the same random offset, and the projection has
 no tanh. Differs from it: frames of the preset's size are shifted by up to four pixels with their border repeated
-(there frames of 100 pixels are placed at random in zeros of 108, which is the same range of offsets), the actor and
-both critics share one projection, and convolutions begin orthogonal, not delta-orthogonal (both as in DrQ-v2).
+(there frames of 100 pixels are placed at random in zeros of 108, which is the same range of offsets); as in DrQ-v2,
+convolutions begin orthogonal, not delta-orthogonal, and pixels are in [-0.5, 0.5]; for speed, the actor and both
+critics share one projection, which the critics alone train, and the actor learns from what the critics' step saw.
+Batch, random steps (there 10,000) and replay are those of all agents here.
 
-Logged: `critic_loss` (mean squared error of both critics), `q` (mean value of the batch), `actor_loss`, `entropy`
+Logged: `critic_loss` (squared error, summed over both critics), `q` (mean value of the batch), `actor_loss`, `entropy`
 (of the policy, in nats) and `temperature` (the weight of the entropy).
 """
 

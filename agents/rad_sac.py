@@ -6,11 +6,12 @@ canvas (`translate`); nothing else is added to SAC. To act, it sees the middle.
 The paper renders frames of 100 pixels; crops are 84 of them wide, canvases 108. Here frames are of the size that all
 agents get, and crop and canvas keep the paper's shares of it (71 and 91 of 84 pixels): `--image-size 100` gives the
 paper's own sizes. As in the official code, next frames are cropped at offsets of their own, but translated like the
-frames before them. Differs from it: crops reach the last row and column too, no unused contrastive head is built, the
-actor and both critics share one projection to `feature_dim`, and convolutions begin orthogonal, not delta-orthogonal
-(both as in DrQ-v2).
+frames before them. Differs from it: crops reach the last row and column too, and no unused contrastive head is built;
+as in DrQ-v2, convolutions begin orthogonal, not delta-orthogonal, and pixels are in [-0.5, 0.5]; for speed, the actor
+and both critics share one projection to `feature_dim`, which the critics alone train, and the actor learns from what
+the critics' step saw. Batch, random steps (there 1,000; 10,000 for cheetah) and replay are those of all agents here.
 
-Logged: `critic_loss` (mean squared error of both critics), `q` (mean value of the batch), `actor_loss`, `entropy`
+Logged: `critic_loss` (squared error, summed over both critics), `q` (mean value of the batch), `actor_loss`, `entropy`
 (of the policy, in nats) and `temperature` (the weight of the entropy).
 """
 
@@ -36,7 +37,7 @@ class Args(CommonArgs):
     """RAD-SAC."""
 
     feature_dim: int = 50
-    """length of the representation that actor and critics see"""
+    """length of the representation that actor and critics see (published: 64 with translate)"""
     learning_rate: float = 1e-3
     """of Adam, for encoder, critics and actor (published: 2e-4 for cheetah)"""
     temperature_learning_rate: float = 1e-4

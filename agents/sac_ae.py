@@ -5,11 +5,13 @@ weight decay on the decoder regularise it, in place of a variational autoencoder
 
 As in the official code, the reconstruction aims at frames of 5 bits in [-0.5, 0.5] to which uniform noise of one
 quantisation step is added (dequantisation, as in Glow, arXiv 1807.03039), and a second Adam updates the encoder.
-Differs from it: the actor and both critics share one projection to `feature_dim`, and convolutions begin orthogonal,
-not delta-orthogonal (both as in DrQ-v2).
+Differs from it: as in DrQ-v2, convolutions begin orthogonal, not delta-orthogonal, and pixels are in [-0.5, 0.5]; for
+speed, the actor and both critics share one projection to `feature_dim`, which the critics alone train, and the actor
+learns from what the critics' step saw. Batch, random steps and replay are those of all agents here; the official code
+makes 1,000 random steps, then 1,000 updates at once, and keeps 1,000,000 transitions.
 
-Logged: `critic_loss` (mean squared error of both critics), `q` (mean value of the batch), `reconstruction_loss` (mean
-squared error per pixel and channel), `latent_loss` (half the squared norm of the representation), `actor_loss`,
+Logged: `critic_loss` (squared error, summed over both critics), `q` (mean value of the batch), `reconstruction_loss`
+(mean squared error per pixel and channel), `latent_loss` (half the squared norm of the representation), `actor_loss`,
 `entropy` (of the policy, in nats) and `temperature` (the weight of the entropy).
 """
 

@@ -3,10 +3,13 @@
 The floor that every other agent is measured against: the critics alone teach the encoder, and frames are seen as they
 are. It is the plain SAC that SAC-AE is compared with (Yarats et al. 2021, arXiv 1910.01741).
 
-Differs from the official code (SAC-AE's, without its decoder): the actor and both critics share one projection to
-`feature_dim`, and convolutions begin orthogonal, not delta-orthogonal (both as in DrQ-v2).
+Differs from the official code (SAC-AE's, without its decoder): as in DrQ-v2, convolutions begin orthogonal, not
+delta-orthogonal, and pixels are in [-0.5, 0.5]; for speed, the actor and both critics share one projection to
+`feature_dim`, which the critics alone train, and the actor learns from what the critics' step saw. Batch, random steps
+and replay are those of all agents here; the official code makes 1,000 random steps, then 1,000 updates at once, and
+keeps 1,000,000 transitions.
 
-Logged: `critic_loss` (mean squared error of both critics), `q` (mean value of the batch), `actor_loss`, `entropy`
+Logged: `critic_loss` (squared error, summed over both critics), `q` (mean value of the batch), `actor_loss`, `entropy`
 (of the policy, in nats) and `temperature` (the weight of the entropy).
 """
 

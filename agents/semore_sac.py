@@ -4,7 +4,8 @@ Two convolutional paths see the frames and their motion. What matters in a frame
 located by CLIP, teaches the semantic path; optical flow, weighted by what matters, teaches the motion path. The paths
 exchange information by attention and fuse into the representation that SAC decides with; the guidance is not needed
 to act. Reconstructed from the paper's abstract: no official code, loss weight or layer size is public. Ours: motion is
-seen at half the resolution, and guidance takes steps of its own beside the critic's.
+seen at half the resolution, guidance takes steps of its own beside the critic's, and whether an object moves is left to
+the flow: what the VLM says of that weighs nothing.
 
 The twin without all this is `drq_sac.py`: `diff` the two files. With `--no-semantic --no-motion --no-interaction
 --no-reward-head` this file computes the same numbers as the twin.
@@ -299,7 +300,8 @@ class Agent(nn.Module):
         self.target_entropy = -float(action_dim)
         self.to(device, memory_format=torch.channels_last)
 
-        others = {*self.actor.parameters(), *self.target.parameters(), self.log_temperature}
+        heads = self.guidance.parameters() if args.semantic or args.motion else ()
+        others = {*self.actor.parameters(), *self.target.parameters(), self.log_temperature, *heads}
         critic = [parameter for parameter in self.parameters() if parameter not in others]
         self.optimizers = {
             "critic": torch.optim.Adam(critic, args.learning_rate, fused=True),

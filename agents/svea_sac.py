@@ -7,11 +7,13 @@ a folder (`overlay`).
 
 Differs from the official code: as in all agents here, four convolutions in place of 11 and a `feature_dim` of 50 in
 place of 100; overlaid pictures are cropped to their middle square and shifted at random (there a random part is
-enlarged); the actor and both critics share one projection to `feature_dim`, and convolutions begin orthogonal, not
-delta-orthogonal (both as in DrQ-v2).
+enlarged); as in DrQ-v2, convolutions begin orthogonal, not delta-orthogonal, and pixels are in [-0.5, 0.5]; for speed,
+the actor and both critics share one projection to `feature_dim`, which the critics alone train, and the actor learns
+from what the critics' step saw. Batch, random steps and replay are those of all agents here; the official code makes
+1,000 random steps, then 1,000 updates at once, and keeps 500,000 transitions.
 
-Logged: `critic_loss` (mean squared error of both critics, over both views), `q` (mean value of the clean
-batch), `actor_loss`, `entropy` (of the policy, in nats) and `temperature` (the weight of the entropy).
+Logged: `critic_loss` (squared error, summed over both critics, over both views), `q` (mean value of the
+clean batch), `actor_loss`, `entropy` (of the policy, in nats) and `temperature` (the weight of the entropy).
 """
 
 import copy
@@ -201,10 +203,9 @@ def load_pictures(folder: str, size: int, limit: int, seed: int) -> Tensor:
         raise UserError(f"--overlay-images {folder} is no folder; name one that holds pictures (.jpg, .png, ...)")
     paths = sorted(str(path) for path in Path(folder).rglob("*") if path.is_file())
     np.random.default_rng(seed).shuffle(paths)
-    readable = (path for path in paths if cv2.haveImageReader(path))
+    read = (cv2.imread(path, cv2.IMREAD_COLOR_RGB) for path in paths if cv2.haveImageReader(path))
     pictures = []
-    for path in itertools.islice(readable, limit):
-        picture = cv2.imread(path, cv2.IMREAD_COLOR_RGB)
+    for picture in itertools.islice((picture for picture in read if picture is not None), limit):  # None: damaged
         height, width = picture.shape[:2]
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2

@@ -7,7 +7,7 @@ partly projected to the line through the two sentences' embeddings.
 In the paper CLIP's reward replaces the environment's; here it is added to it, weighted, when a transition is stored.
 Evaluation and training returns are the environment's alone. The rest is `drq_sac.py`.
 
-Logged: `critic_loss` (mean squared error of both critics), `q` (mean value of the batch), `actor_loss`, `entropy`
+Logged: `critic_loss` (squared error, summed over both critics), `q` (mean value of the batch), `actor_loss`, `entropy`
 (of the policy, in nats), `temperature` (the weight of the entropy) and `vlm_reward` (of the newest frames, unweighted).
 """
 
@@ -33,12 +33,13 @@ SENTENCES = {
     "ball_in_cup": ("the ball is at the cup", "a ball and a cup"),
     "cartpole": ("the pole points up", "a pole on a cart"),
     "cheetah": ("the cheetah is moving right", "a cheetah"),
-    "finger": ("the spinner is turning", "a finger and a spinner"),
+    "finger": ("the tip of the spinner is at the target", "a finger, a spinner and a target"),
+    "finger-spin": ("the spinner is turning", "a finger and a spinner"),
     "pendulum": ("the pole points up", "a pole"),
     "reacher": ("the fingertip is at the target", "a fingertip and a target"),
     "walker": ("the walker is upright", "a walker"),
 }
-"""goal and baseline by dm_control's name of the domain; other environments get a sentence made of their id"""
+"""goal and baseline by dm_control's name of the task or its domain; other ids are made into sentences"""
 
 
 @dataclass
@@ -81,13 +82,18 @@ class Args(CommonArgs):
             flow=None,
         )
 
+    @property
+    def guidance_source(self) -> str:
+        return f"CLIP {self.clip}"
+
     def resolve(self) -> None:
         super().resolve()
         if not 0 <= self.vlm_reward_alpha <= 1:
             raise UserError(f"--vlm-reward-alpha must be between 0 and 1, got {self.vlm_reward_alpha}")
         name = re.sub(r"^.*[/:]|-v\d+$", "", self.env_id)
         words = re.sub(r"[-_]+", " ", name)
-        goal, baseline = SENTENCES.get(name.split("-")[0], (f"{words}, done", words))
+        made_up = SENTENCES.get(name.split("-")[0], (f"{words}, done", words))
+        goal, baseline = SENTENCES.get(name, made_up)
         self.goal, self.baseline = self.goal or goal, self.baseline or baseline
         if self.goal == self.baseline:
             raise UserError(f"--goal and --baseline must differ, both are {self.goal!r}")

@@ -64,8 +64,8 @@ class CommonArgs:
     cuda: bool = True
     """as CleanRL has it: --no-cuda stays on the CPU, like --device cpu"""
     bfloat16: bool = False
-    """convolutions in bfloat16, weights and everything else in float32: nearly half of an update's time on GPUs and on
-    CPUs that multiply it (AVX512-BF16, AMX)"""
+    """the encoders' convolutions in bfloat16, weights and everything else in float32: nearly half of an update's time
+    on GPUs and on CPUs that multiply it (AVX512-BF16, AMX)"""
     compile: bool = False
     """compile the update with torch.compile"""
     capture_video: bool = False
@@ -109,6 +109,11 @@ class CommonArgs:
         """The settings of an `EnvConfig` that say who annotates what."""
         names = "annotator", "annotate_every", "task_description", "clip", "annotation_cache"
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def guidance_source(self) -> str:
+        """Who guides the agent: what results say of it."""
+        return str(self.env_config().annotator)
 
     @property
     def conv_strides(self) -> tuple[int, ...]:

@@ -107,9 +107,9 @@ class Replay:
         self.frame_stack, self.n_step, self.discount, self.num_envs = frame_stack, n_step, discount, num_envs
         self.flow_bound, self.embedding_dim = flow_bound, embedding_dim
         self.has_flow = "flow" in observation_space.spaces
-        self.window = -(-capacity // num_envs)
         # one frame in 50 for the last frames of episodes, which are no transitions
-        self.slots = self.window + self.window // 50 + slack + frame_stack + n_step + 2
+        self.window = -(-capacity // num_envs) * 51 // 50
+        self.slots = self.window + slack + frame_stack + n_step + 2
         annotations = min(self.slots, 2 * self.slots // annotate_every + 64) if annotate_every else 0
         self.annotation_slots = annotations * num_envs
 

@@ -208,7 +208,7 @@ class Run:
             "agent": self.agent_name,
             "env_id": self.args.env_id,
             "seed": self.args.seed,
-            "guidance": self.args.annotator,
+            "guidance": self.args.guidance_source,
             "prompt": make_prompt(self.args.task_description) if is_vlm(self.args.annotator) else None,
             "args": settings,
             "command": sys.argv,
@@ -378,7 +378,7 @@ class Run:
         self._pending.append(metrics)
 
     def _log_metrics(self, replay: Replay) -> None:
-        values = self._read_pending()
+        values, self._pending = self._read_pending(), []
         seconds = self._wall + time.monotonic() - self._began
         now = time.monotonic()
         if hasattr(self, "_logged"):
@@ -397,7 +397,7 @@ class Run:
             self._scalar(name, value)
 
     def _read_pending(self) -> dict[str, float]:
-        """Means of the metrics since the last call.
+        """Means of the metrics since they were last logged.
 
         Raises:
             UserError: one of them is not finite; what was saved before stays.
@@ -406,7 +406,6 @@ class Run:
         for metrics in self._pending:
             for name, value in metrics.items():
                 collected.setdefault(name, []).append(value)
-        self._pending = []
         if not collected:
             return {}
         means = torch.stack([torch.stack(list(values)).float().mean() for values in collected.values()]).tolist()
@@ -482,8 +481,7 @@ class Run:
         Raises:
             UserError: a loss or a weight is not finite; the last good checkpoint stays.
         """
-        for name, value in self._read_pending().items():  # never keep a state that is already lost
-            self._scalar(name, value)
+        self._read_pending()  # raises: a state that is already lost is never kept
         for name, weight in agent.state_dict().items():
             if weight.is_floating_point() and not torch.isfinite(weight).all():
                 raise UserError(
@@ -566,7 +564,7 @@ class Run:
                 with zipfile.ZipFile(path) as archive:
                     if (damaged := archive.testzip()) is not None:
                         raise zipfile.BadZipFile(f"{damaged} is damaged")
-                return torch.load(path, map_location=self.device, weights_only=True)
+                return torch.load(path, map_location="cpu", weights_only=True)
             except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
                 print(f"warning: checkpoint {path} cannot be read ({error}); trying the one before", file=sys.stderr)
         if files:

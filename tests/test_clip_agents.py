@@ -118,6 +118,20 @@ def test_memory_forgets_the_oldest_frames_and_what_it_forgot_comes_back(folder):
     assert np.array_equal(features(stacks), first)
 
 
+def test_frames_of_an_evaluation_take_no_room(folder, monkeypatch):
+    agent = make_agent(clip_sac, folder)
+    looked, look = [], agent.features.look
+    monkeypatch.setattr(agent.features, "look", lambda frame: (looked.append(frame), look(frame))[1])
+    film = random_frames(1, 100)
+    for step in range(98):
+        agent.act({"rgb": film[:, step : step + 3]}, deterministic=True)
+    assert not agent.features.memory
+    assert len(agent.features.recent) <= 64
+    assert len(looked) == 100, "each was looked at once nonetheless"
+    agent.act({"rgb": film[:, :3]})
+    assert len(agent.features.memory) == 3
+
+
 def test_components_are_whitened_once_by_what_the_replay_holds(tmp_path, folder):
     agent = make_agent(clip_sac, folder, components=5)
     replay = make_replay(tmp_path, flow=False, annotate=False)
@@ -216,3 +230,19 @@ def test_reward_settings_that_make_no_sense_are_refused():
         vlm_reward_sac.Args(vlm_reward_alpha=1.5).resolve()
     with pytest.raises(UserError, match="must differ"):
         vlm_reward_sac.Args(goal="a pole", baseline="a pole").resolve()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "goal"),
+    [
+        ("dm_control/finger-spin-v0", "the spinner is turning"),
+        ("dm_control/finger-turn_easy-v0", "the tip of the spinner is at the target"),
+        ("dm_control/cartpole-swingup-v0", "the pole points up"),
+        ("Meta-World/reach-v3", "reach, done"),
+    ],
+)
+def test_goals_are_those_of_the_task(env_id, goal):
+    args = vlm_reward_sac.Args(env_id=env_id)
+    args.resolve()
+    assert args.goal == goal
+    assert args.guidance_source == "CLIP embedded", "what results say of it"

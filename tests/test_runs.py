@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import psutil
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from agents import drq_sac, semore_sac
+from semore_bench.runs import Run
 
 ROOT = Path(__file__).parents[1]
 TOY = {"env_id": "tests.toy_env:Toy-v0", "image_size": 36, "batch_size": 4, "random_steps": 20, "action_repeat": 2}
@@ -158,6 +160,8 @@ def test_logs_have_the_promised_columns_and_count_simulator_steps(toy_run):
     assert (train.success_any >= train.success_last).all()
     config = json.loads((toy_run / "config.json").read_text())
     assert {"agent", "env_id", "seed", "args", "commit", "versions", "hardware", "guidance"} <= config.keys()
+    for settings, source in (({}, "embedded"), ({"semantic": False, "motion": False}, "none")):
+        assert semore_sac.Args(**settings).guidance_source == source
 
 
 def test_a_finished_run_is_left_alone(toy_run, capsys):
@@ -191,6 +195,13 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, toy_run, cap
     assert not unfinished.exists()
     assert "cannot be read" in capsys.readouterr().err
     assert_same(run_dir, toy_run)
+
+
+def test_a_checkpoint_is_read_to_the_cpu_from_where_modules_and_generators_take_it(toy_run):
+    run = SimpleNamespace(device=torch.device("meta"), checkpoints=toy_run / "checkpoint")
+    run._checkpoint_files = lambda: Run._checkpoint_files(run)
+    state = Run._load_checkpoint(run)
+    assert {tensor.device.type for tensor in (state["torch_random"], *state["agent"].values())} == {"cpu"}
 
 
 def test_when_every_checkpoint_is_damaged_nothing_is_thrown_away(tmp_path, capsys):

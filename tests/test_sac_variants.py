@@ -21,7 +21,7 @@ def batch(tmp_path):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """A folder with a red, a green and a blue picture, in a folder of their own, and something else."""
+    """A folder with a red, a green and a blue picture, in a folder of their own, a damaged one and something else."""
     (tmp_path / "pictures" / "more").mkdir(parents=True)
     for channel, name in enumerate(("blue.png", "more/green.jpg", "more/red.bmp")):
         picture = np.zeros((40, 60, 3), np.uint8)
@@ -29,6 +29,7 @@ def pictures(tmp_path):
         picture[:, :10] = picture[:, 50:] = 255
         cv2.imwrite(str(tmp_path / "pictures" / name), picture)
     (tmp_path / "pictures" / "notes.txt").write_text("no picture")
+    (tmp_path / "pictures" / "cut off.png").write_bytes((tmp_path / "pictures" / "blue.png").read_bytes()[:30])
     return tmp_path / "pictures"
 
 
