@@ -45,8 +45,8 @@ class CommonArgs:
     the run directory)"""
     flow_estimator: Literal["dis", "farneback", "simulator"] = "dis"
     """how optical flow is computed, for agents that use it"""
-    random_steps: int = 500
-    """agent steps with uniformly random actions before learning starts"""
+    random_steps: int | None = None
+    """agent steps with uniformly random actions before learning starts (default: 500, but at most a quarter of all)"""
     batch_size: int | None = None
     """transitions per update (reference 128, lite 64)"""
     replay_capacity: int = 100_000
@@ -95,6 +95,8 @@ class CommonArgs:
             self.image_size = 84 if self.preset == "reference" else 64
         if self.image_size < 32:
             raise UserError(f"--image-size must be at least 32 pixels, got {self.image_size}; try --image-size 64")
+        if self.random_steps is None:
+            self.random_steps = min(500, self.total_env_steps // self.action_repeat // 4)
         if self.seed < 0 or self.random_steps < 0:
             raise UserError("--seed and --random-steps must not be negative")
         if self.batch_size is None:

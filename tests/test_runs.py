@@ -327,3 +327,14 @@ def test_cleanrl_spellings_are_understood():
     args = tyro.cli(drq_sac.Args, args=["--total-timesteps", "123", "--no-cuda"])
     args.resolve()
     assert (args.total_env_steps, args.device) == (123, "cpu")
+
+
+def test_even_the_shortest_run_learns():
+    for settings, expected in (
+        ({"total_env_steps": 2000}, 125),
+        ({"total_env_steps": 100_000}, 500),
+        ({"total_env_steps": 2000, "random_steps": 300}, 300),
+    ):
+        args = drq_sac.Args(action_repeat=4, **settings)
+        args.resolve()
+        assert args.random_steps == expected
