@@ -174,6 +174,7 @@ class Agents:
 
         def timed(memory: Any, update: Any) -> float:
             memory()  # as our runs have it, and as a process has it by itself
+            update()  # untimed: what the other side left in caches and memory is not this one's
             began = time.perf_counter()
             update()
             if device.type == "cuda":
