@@ -186,7 +186,7 @@ def make_notes(results: Results, census: pd.DataFrame) -> Iterator[str]:
         for kind, words in (
             ("unfinished", "not there yet"),
             ("missing", "missing"),
-            ("extra", "extra, counted though most others lack it"),
+            ("extra", "extra: most others lack it"),
         ):
             if seeds := getattr(row, kind):
                 yield f"{where}: seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} {words}"
