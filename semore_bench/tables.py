@@ -190,9 +190,16 @@ def make_notes(results: Results, census: pd.DataFrame) -> Iterator[str]:
         ):
             if seeds := getattr(row, kind):
                 yield f"{where}: seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} {words}"
-    for agent, cells in census[census.task.isin(tried)].groupby("agent", sort=False):
-        if tasks := list(cells.task[cells.scored.map(len) == 0]):
-            yield f"{agent}: no score on {', '.join(tasks)}; over all tasks it is compared on the others only: not fair"
+    without = census[census.task.isin(tried) & (census.scored.map(len) == 0)]
+    lacking: dict[tuple[str, ...], list[str]] = {}  # tasks -> the agents that have a score on none of these
+    for agent, tasks in without.groupby("agent", sort=False).task:
+        lacking.setdefault(tuple(tasks), []).append(agent)
+    for tasks, agents in lacking.items():
+        who = "it is" if len(agents) == 1 else "they are"
+        yield (
+            f"{', '.join(agents)}: no score on {', '.join(tasks)}; "
+            f"over all tasks {who} compared on the others only: not fair"
+        )
     if untried := [task.env_id for task in results.tasks if task.env_id not in tried]:
         yield f"nothing was run on {', '.join(untried)}"
     if len(set(census[begun & ~census.agent.str.endswith(PUBLISHED)].scored.map(len))) > 1:
@@ -247,8 +254,9 @@ def _document(
 ) -> str:
     text = caption(_one_line(made.caption))
     for task, rows in made.rows.groupby("task", sort=False):
-        if not rows[["scored", "failed", "unfinished"]].to_numpy().any():
-            continue  # nothing was run there: a note says so
+        rows = rows[rows[["scored", "failed", "unfinished"]].any(axis=1)]
+        if not len(rows):
+            continue  # a note says where nothing was run at all, and who has no score on which tasks
         columns = _columns(made, rows, normalised=task == ALL)
         text += title(_one_line(f"{task}, normalised" if task == ALL else task))
         text += begin(list(columns))

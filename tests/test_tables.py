@@ -197,11 +197,15 @@ def test_an_extra_seed_changes_the_table(tmp_path, suite):
 def test_an_agent_that_misses_a_task_is_ranked_last_and_said_to(tmp_path, suite):
     root = write_sweep(tmp_path / "tiny")
     write_run(root, WALKER, "lucky", 1, {2000: [1000.0]})
+    write_run(root, WALKER, "lame", 1, {2000: [10.0]})
     made = make_table(collect([root], suite))
-    assert made.rows[made.rows.task == ALL].agent.tolist() == ["semore_sac", "drq_sac", "lucky"]
+    assert made.rows[made.rows.task == ALL].agent.tolist() == ["semore_sac", "drq_sac", "lucky", "lame"]
     text = markdown(made)
-    assert "1 of 2" in text
-    assert f"lucky: no score on {REACHER}" in text
+    assert text.count("1 of 2") == 2
+    assert f"lame, lucky: no score on {REACHER}; over all tasks they are compared on the others only" in text
+    reacher = text.split(f"## {REACHER}")[1].split("##")[0]
+    assert "drq_sac" in reacher
+    assert "lucky" not in reacher  # a row of dashes would say no more than the note
     assert "nothing was run on" not in text
 
 
