@@ -5,6 +5,7 @@ import io
 import json
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,9 +73,9 @@ class Results:
 
     @property
     def agents(self) -> list[str]:
-        """Own agents by name, then published ones."""
+        """Own agents, those on most tasks first, then by name; then published ones."""
         names = {run["agent"] for run in self.runs} | set(self.evaluations.agent)
-        return sorted(names, key=lambda name: (name.endswith(PUBLISHED), name))
+        return in_order(names, zip(self.evaluations.agent, self.evaluations.task, strict=True))
 
     @property
     def fractions(self) -> list[float]:
@@ -112,6 +113,12 @@ class Results:
         rows = pd.concat([part for part in parts if len(part)] or parts)
         rows = rows.rename(columns={"success_any": "success"})
         return rows[["agent", "task", "seed", "env_step", "score", "normalised", "success"]].reset_index(drop=True)
+
+
+def in_order(agents: Iterable[str], evaluated: Iterable[tuple[str, str]]) -> list[str]:
+    """Agents as figures list them, given pairs of agent and task: those compared most get the clearest colours."""
+    tasks = Counter(agent for agent, _ in set(evaluated))
+    return sorted(agents, key=lambda agent: (agent.endswith(PUBLISHED), -tasks[agent], agent))
 
 
 # ---- run directories ----

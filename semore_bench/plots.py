@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from semore_bench.estimates import bootstrap, iqm
-from semore_bench.frames import Results, UnusableRun, find_runs, open_results, read_config, read_csv
+from semore_bench.frames import Results, UnusableRun, find_runs, in_order, open_results, read_config, read_csv
 from wrappers.errors import UserError
 
 # Okabe and Ito's palette, which can be told apart with every kind of colour blindness.
@@ -67,14 +67,17 @@ class Curve:
 class Look:
     """How an agent is drawn: by colour, and by marker or hatch where there is no colour, as in print."""
 
-    colour: str | tuple[float, ...]
+    colour: str
     marker: str
     hatch: str
+    hollow: bool = False  # the marker
 
     @property
     def line(self) -> dict[str, object]:
         """Keyword arguments of its bold line."""
         edge = {"markersize": 4.5, "markeredgecolor": "white", "markeredgewidth": 0.6}
+        if self.hollow:
+            edge |= {"markeredgecolor": self.colour, "markeredgewidth": 1.0, "markerfacecolor": "white"}
         return {"color": self.colour, "linewidth": 1.8, "marker": self.marker} | edge
 
 
@@ -188,7 +191,7 @@ def plot_curves(
         metric: names the y axis.
         aggregate: "mean", or "iqm" for the mean of the middle half of the seeds.
     """
-    agents = sorted({curve.agent for curve in curves})
+    agents = in_order({curve.agent for curve in curves}, ((curve.agent, curve.env_id) for curve in curves))
     looks = agent_looks(agents)
     panels: dict[str, dict[str, list[Curve]]] = defaultdict(lambda: defaultdict(list))
     for curve in sorted(curves, key=lambda curve: (curve.env_id, curve.agent, curve.seed)):
@@ -346,16 +349,15 @@ def _by_task(scores: pd.DataFrame) -> dict[str, list[np.ndarray]]:
 
 
 def agent_looks(agents: Sequence[str]) -> dict[str, Look]:
-    """A look for each agent, the same for the same list."""
-    palette = COLOURS
-    if len(agents) > len(palette):
-        palette = [tuple(colour) for colour in matplotlib.colormaps["turbo"](np.linspace(0, 1, len(agents)))]
-    return {
-        agent: Look(
-            palette[number], "osD^vP*X"[number % 8], ("", "//", "..", "xx", "\\\\", "++", "--", "oo")[number % 8]
-        )
-        for number, agent in enumerate(agents)
-    }
+    """A look for each agent, the same for the same list; no two of up to 64 have both colour and marker in common."""
+    hatches = ("", "//", "..", "xx", "\\\\", "++", "--", "oo")
+    looks = {}
+    for number, agent in enumerate(agents):
+        # Colours that everybody can tell apart are few: with more agents they come again, with other markers, hollow.
+        turn, colour = divmod(number, len(COLOURS))
+        shape = (colour + 3 * turn) % 8
+        looks[agent] = Look(COLOURS[colour], "osD^vP*X"[shape], hatches[shape], hollow=turn % 2 == 1)
+    return looks
 
 
 def _add_legend(figure: Figure, handles: Sequence[Artist]) -> None:

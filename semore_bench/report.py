@@ -12,8 +12,6 @@ from urllib.parse import quote
 
 import numpy as np
 import tyro
-from matplotlib import colormaps
-from matplotlib.colors import to_hex
 
 from semore_bench.estimates import bootstrap, iqm
 from semore_bench.frames import PUBLISHED, Results, open_results
@@ -110,8 +108,6 @@ def page_content(results: Results, baseline: str | None = None) -> dict[str, Any
     final = {(row.agent, row.task, row.seed): row.score for row in scores.itertuples()}
     # None is the colour of the text: black on white, white on black
     palette: list[str | None] = [*COLOURS[:6], None]
-    if len(agents) > len(palette):
-        palette = [to_hex(colour) for colour in colormaps["turbo"](np.linspace(0.1, 0.9, len(agents)))]
     return {
         "title": results.title,
         "caption": made.caption,
@@ -119,8 +115,8 @@ def page_content(results: Results, baseline: str | None = None) -> dict[str, Any
         "agents": [
             {
                 "name": agent,
-                "colour": palette[number],
-                "dash": number % 3 if len(agents) > 7 else 0,
+                "colour": palette[number % len(palette)],
+                "dash": number // len(palette) % 3,  # where colours come again
                 "published": agent.endswith(PUBLISHED),
                 "settings": results.settings.get(agent, {}),
             }

@@ -166,7 +166,8 @@ def _row(name: str, agent: str, census: pd.DataFrame, scores: pd.DataFrame, base
             row |= {"p_improvement": point, "p_improvement_low": low, "p_improvement_high": high}
     row |= {"tasks": len(by_task), "tasks_expected": len(counts)}
     row |= {kind: int(counts[kind].map(len).sum()) for kind in _KINDS}
-    row |= {"seeds_low": int(counts.scored.map(len).min()), "seeds_high": int(counts.scored.map(len).max())}
+    sizes = [len(rows) for rows in by_task.values()] or [0]  # seeds of the tasks counted in "tasks"
+    row |= {"seeds_low": min(sizes), "seeds_high": max(sizes)}
     return row
 
 

@@ -93,9 +93,10 @@ def test_no_panel_is_left_empty(panels):
     assert len(plot_curves(curves).axes) == panels
 
 
-def test_many_agents_have_different_colours():
+def test_many_agents_are_drawn_differently():
     curves = [Curve("env", f"agent {index}", 0, np.arange(3), np.arange(3), True) for index in range(12)]
-    assert len({tuple(np.atleast_1d(line.get_color())) for line in plot_curves(curves).axes[0].lines}) == 12
+    bold = [line for line in plot_curves(curves).axes[0].lines if "seed" not in line.get_label()]
+    assert len({(line.get_color(), line.get_marker(), line.get_markerfacecolor()) for line in bold}) == len(bold) == 12
 
 
 def test_training_episodes_stand_in_for_missing_evaluations_dashed(tmp_path):
@@ -298,3 +299,18 @@ def test_agents_differ_without_colour(tmp_path):
     looks = agent_looks([f"agent {number}" for number in range(8)])
     assert len({look.marker for look in looks.values()}) == len({look.hatch for look in looks.values()}) == 8
     assert len({look.colour for look in looks.values()}) == 8
+
+
+def test_more_agents_than_safe_colours_differ_by_colour_and_marker():
+    looks = agent_looks([f"agent {number}" for number in range(20)]).values()
+    assert {look.colour for look in looks} == set(COLOURS)
+    assert len({(look.colour, look.marker) for look in looks}) == 20
+    assert len({(look.colour, look.hatch) for look in looks}) == 20
+
+
+def test_agents_on_most_tasks_come_first(tmp_path):
+    for agent, task in (("all", WALKER), ("all", REACHER), ("about_one", WALKER), ("both", WALKER), ("both", REACHER)):
+        synthetic_runs.write_run(tmp_path, task, agent, 1, {1000: [1.0], 2000: [2.0]})
+    labels = [text.get_text() for text in plot_runs([tmp_path]).legends[0].get_texts()]
+    assert labels == ["all (1 seed)", "both (1 seed)", "about_one (1 seed)"]
+    assert collect([tmp_path]).agents == ["all", "both", "about_one"]  # the same in the other figures and on the page

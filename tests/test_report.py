@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from semore_bench import estimates
+from semore_bench.plots import COLOURS
 from semore_bench.report import report
 from semore_bench.videos import VideoWriter
 from tests.browser import CHROMIUM, Browser, browser
@@ -138,10 +139,12 @@ def test_runs_that_have_only_begun_give_a_page_too(tmp_path):
         report((tmp_path / "runs",), baseline="typo", output=tmp_path / "b.html")
 
 
-def test_many_agents_have_different_colours(tmp_path):
-    write_sweep(tmp_path / "runs", agents=[f"agent_{n}" for n in range(13)], tasks=(WALKER,), seeds=(1,))
+def test_many_agents_differ_by_colour_and_dash(tmp_path):
+    write_sweep(tmp_path / "runs", agents=[f"agent_{n}" for n in range(17)], tasks=(WALKER,), seeds=(1,))
     report((tmp_path / "runs",), output=tmp_path / "a.html")
-    assert len({agent["colour"] for agent in content(tmp_path / "a.html")["agents"]}) == 13
+    agents = content(tmp_path / "a.html")["agents"]
+    assert {agent["colour"] for agent in agents} <= {*COLOURS, None}
+    assert len({(agent["colour"], agent["dash"]) for agent in agents}) == 17
 
 
 # ---- in a browser ----
@@ -179,10 +182,10 @@ def test_filters_by_agent_and_by_task(opened):
     assert texts(opened, "#leaderboard td.agent")[:2] == ["semore_sac", "drq_sac"]
     thin = "document.querySelectorAll('#curves figure:nth-child(2) .thin').length"
     assert opened.run(thin) == 8
-    opened.click("#agents button:nth-child(2)")  # by name: the hostile one is first
+    opened.click("#agents button:nth-child(1)")  # drq_sac: as many tasks as the other, more than the hostile one
     assert opened.run(thin) == 5
     assert "drq_sac" not in texts(opened, "#leaderboard td.agent") + texts(opened, "#runs td.agent")
-    opened.click("#agents button:nth-child(2)")
+    opened.click("#agents button:nth-child(1)")
     assert opened.run(thin) == 8
     choose = f"s => {{ s.value = {json.dumps(REACHER)}; s.dispatchEvent(new Event('change')) }}"
     opened.run(f"({choose})(document.querySelector('#task'))")

@@ -19,13 +19,13 @@ function element(tag, attributes = {}, ...children) {
 }
 
 function swatch(name) {
-  const node = element("span", { class: "swatch" });
-  node.style.background = colour(name);
+  const node = element("span", { class: "swatch", "data-dash": agents.get(name).dash });
+  node.style.setProperty("--agent", colour(name));
   return node;
 }
 
 const colour = (name) => agents.get(name).colour ?? "var(--ink)";
-const dash = (name) => ["none", "6 3", "2 3"][agents.get(name).dash % 3];
+const dash = (name) => ["none", "6 3", "2 3"][agents.get(name).dash];
 const isNumber = (value) => typeof value === "number";
 const number = (value, digits) => (isNumber(value) ? value.toFixed(digits) : "–");
 const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
@@ -121,7 +121,7 @@ function range(row, name, digits) {
 
 function seedTags(row, whole) {
   const seeds = row.seeds_low === row.seeds_high ? `${row.seeds_low}` : `${row.seeds_low}–${row.seeds_high}`;
-  const tags = [whole ? `${seeds} × ${row.tasks} tasks` : seeds];
+  const tags = [whole ? `${seeds} × ${plural(row.tasks, "task")}` : seeds];
   if (row.tasks < row.tasks_expected)
     tags.push(element("span", { class: "tag bad" }, whole ? `${row.tasks} of ${row.tasks_expected} tasks` : "no score"));
   for (const [kind, style] of [["failed", "bad"], ["missing", "bad"], ["unfinished", "wait"], ["extra", "wait"]])
