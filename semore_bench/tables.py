@@ -179,18 +179,18 @@ def make_notes(results: Results, census: pd.DataFrame) -> Iterator[str]:
     errors = {(run["agent"], run["task"], run["seed"]): run["error"] for run in results.runs}
     begun = census[["scored", "failed", "unfinished"]].map(len).sum(axis=1) > 0
     tried = set(census.task[begun])
+    words = {"unfinished": "not there yet", "missing": "missing", "extra": "extra: most others lack it"}
+    uneven: dict[tuple[str, str], list[str]] = {}  # agent and what of its seeds -> tasks
     for row in census[begun].itertuples():
-        where = f"{row.agent} on {row.task}"
         for seed in row.failed:
             lines = str(errors[row.agent, row.task, seed] or "").strip().splitlines()
-            yield f"{where}: seed {seed} failed" + (f" ({lines[-1][:160]})" if lines else "")
-        for kind, words in (
-            ("unfinished", "not there yet"),
-            ("missing", "missing"),
-            ("extra", "extra: most others lack it"),
-        ):
+            yield f"{row.agent} on {row.task}: seed {seed} failed" + (f" ({lines[-1][:160]})" if lines else "")
+        for kind in words:
             if seeds := getattr(row, kind):
-                yield f"{where}: seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} {words}"
+                what = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))} {words[kind]}"
+                uneven.setdefault((row.agent, what), []).append(row.task)
+    for (agent, what), tasks in uneven.items():
+        yield f"{agent} on {', '.join(tasks)}: {what}"
     without = census[census.task.isin(tried) & (census.scored.map(len) == 0)]
     lacking: dict[tuple[str, ...], list[str]] = {}  # tasks -> the agents that have a score on none of these
     for agent, tasks in without.groupby("agent", sort=False).task:

@@ -192,6 +192,8 @@ def test_an_extra_seed_changes_the_table(tmp_path, suite):
     after = markdown(make_table(collect([root], suite)))
     assert before != after
     assert f"drq_sac on {WALKER}: seed 9 extra" in after
+    write_run(root, REACHER, "drq_sac", 9, {2000: [120.0]})  # now half of all have it, and the others should
+    assert f"semore_sac on {WALKER}, {REACHER}: seed 9 missing" in markdown(make_table(collect([root], suite)))
 
 
 def test_an_agent_that_misses_a_task_is_ranked_last_and_said_to(tmp_path, suite):
