@@ -275,10 +275,12 @@ def plot_profiles(results: Results) -> Figure:
     looks = agent_looks(results.agents)
     limits = np.linspace(0, max(1.0, scores.normalised.max()), 101)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+        figure = _figure(looks)
         axis = figure.subplots()
         labels = _labels(scores)
-        for agent, tasks in _by_task(scores).items():
+        by_task = _by_task(scores)
+        for agent in [agent for agent in looks if agent in by_task]:
+            tasks = by_task[agent]
             share, (low, high) = bootstrap(tasks, lambda *tasks: (np.concatenate(tasks) > limits).mean(axis=0))
             axis.fill_between(limits, low, high, color=looks[agent].colour, alpha=0.15, linewidth=0)
             axis.plot(limits, share, label=labels[agent], markevery=12, **looks[agent].line)
@@ -295,7 +297,7 @@ def plot_efficiency(results: Results) -> Figure:
     looks = agent_looks(results.agents)
     fractions = [fraction for fraction in (0.25, 0.5, 1.0) if fraction in results.fractions or fraction == 1]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+        figure = _figure(looks)
         axis = figure.subplots()
         width = 0.8 / len(looks)
         labels: dict[str, str] = {}
@@ -322,6 +324,10 @@ def plot_efficiency(results: Results) -> Figure:
         axis.set_ylabel("normalised score (IQM)")
         _add_legend(figure, axis.get_legend_handles_labels()[0])
     return figure
+
+
+def _figure(looks: dict[str, Look]) -> Figure:
+    return Figure(figsize=(max(5.2, 0.45 * len(looks)), 3.4), layout="constrained")
 
 
 def _normalised(results: Results, fraction: float) -> pd.DataFrame:
@@ -356,14 +362,17 @@ def agent_looks(agents: Sequence[str]) -> dict[str, Look]:
         # Colours that everybody can tell apart are few: with more agents they come again, with other markers, hollow.
         turn, colour = divmod(number, len(COLOURS))
         shape = (colour + 3 * turn) % 8
-        looks[agent] = Look(COLOURS[colour], "osD^vP*X"[shape], hatches[shape], hollow=turn % 2 == 1)
+        looks[agent] = Look(COLOURS[colour], "osD^vP<X"[shape], hatches[shape], hollow=turn % 2 == 1)
     return looks
 
 
 def _add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
     entry_width = 0.55 + 0.07 * max(len(handle.get_label()) for handle in handles)  # inches, at 9 points
     fitting = max(1, int(figure.get_figwidth() / entry_width))
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), fitting), columnspacing=1.2)
+    columns = min(len(handles), fitting)
+    # further rows make the figure higher instead of the axes smaller
+    figure.set_figheight(figure.get_figheight() + 0.2 * (math.ceil(len(handles) / columns) - 1))
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, columnspacing=1.2)
 
 
 def save(figure: Figure, output: Path) -> None:

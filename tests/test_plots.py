@@ -21,6 +21,7 @@ from semore_bench.plots import (
     plot_efficiency,
     plot_profiles,
     plot_runs,
+    save,
 )
 from tests import synthetic_runs
 from tests.synthetic_runs import REACHER, WALKER, write_suite, write_sweep
@@ -260,8 +261,8 @@ def test_an_agent_that_ran_fewer_tasks_is_labelled_so_and_one_that_did_not_finis
     results = collect([root], suite)
     assert [line.get_label() for line in plot_profiles(results).axes[0].lines] == [
         "drq_sac",
-        "lucky (1 of 2 tasks)",
         "semore_sac",
+        "lucky (1 of 2 tasks)",
     ]
     (legend,) = plot_efficiency(results).legends
     assert {text.get_text() for text in legend.texts} == {"drq_sac", "lucky (1 of 2 tasks)", "semore_sac", "slow"}
@@ -306,6 +307,15 @@ def test_more_agents_than_safe_colours_differ_by_colour_and_marker():
     assert {look.colour for look in looks} == set(COLOURS)
     assert len({(look.colour, look.marker) for look in looks}) == 20
     assert len({(look.colour, look.hatch) for look in looks}) == 20
+
+
+def test_a_long_legend_leaves_the_axes_their_room(tmp_path):
+    write_sweep(tmp_path / "runs", agents=[f"agent_number_{n}" for n in range(24)], tasks=(WALKER,), seeds=(1,))
+    results = collect([tmp_path / "runs"])
+    for number, draw in enumerate((plot_profiles, plot_efficiency)):
+        figure = draw(results)
+        save(figure, tmp_path / f"{number}.png")
+        assert figure.axes[0].get_window_extent().height / figure.dpi > 2  # inches
 
 
 def test_agents_on_most_tasks_come_first(tmp_path):
