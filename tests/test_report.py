@@ -230,7 +230,7 @@ def test_a_video_plays_from_the_file_itself(opened):
 
 @needs_chromium
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, 1121, 900, 390])
 def test_nothing_is_cut_off_at_any_width(chromium, page, width, dark):
     chromium.console.clear()
     chromium.open(page, width, 844, dark)
