@@ -367,7 +367,7 @@ def agent_looks(agents: Sequence[str]) -> dict[str, Look]:
 
 
 def _add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    entry_width = 0.55 + 0.07 * max(len(handle.get_label()) for handle in handles)  # inches, at 9 points
+    entry_width = 0.55 + 0.066 * max(len(handle.get_label()) for handle in handles)  # inches, at 9 points
     fitting = max(1, int(figure.get_figwidth() / entry_width))
     columns = min(len(handles), fitting)
     # further rows make the figure higher instead of the axes smaller
