@@ -96,11 +96,11 @@ class Encoder(nn.Sequential):
 class Critic(nn.Module):
     """Two Q functions: maps (B, map_dim), action (B, A) -> (2, B)."""
 
-    def __init__(self, map_dim: int, feature_dim: int, action_dim: int, hidden_dim: int):
+    def __init__(self, map_dim: int, feature_dim: int, action_dim: int, hidden_dim: int, layer_norm: bool = False):
         super().__init__()
         self.project = projection(map_dim, feature_dim)
-        self.q1 = mlp(feature_dim + action_dim, hidden_dim, 1)
-        self.q2 = mlp(feature_dim + action_dim, hidden_dim, 1)
+        self.q1 = mlp(feature_dim + action_dim, hidden_dim, 1, layer_norm)
+        self.q2 = mlp(feature_dim + action_dim, hidden_dim, 1, layer_norm)
 
     def forward(self, maps: Tensor, action: Tensor) -> Tensor:
         x = torch.cat([self.project(maps), action], -1)
@@ -129,10 +129,11 @@ def projection(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, outputs), nn.LayerNorm(outputs), nn.Tanh())
 
 
-def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs)
-    )
+def mlp(inputs: int, hidden: int, outputs: int, layer_norm: bool = False) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for size in (inputs, hidden):
+        layers += [nn.Linear(size, hidden), nn.LayerNorm(hidden) if layer_norm else nn.Identity(), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(hidden, outputs))
 
 
 def orthogonal(module: nn.Module) -> None:
@@ -174,7 +175,7 @@ class Agent(nn.Module):
         self.args, self.device = args, device
         self.encoder = Encoder(3 * args.frame_stack, args.conv_strides, args.bfloat16)
         size = self.encoder(torch.zeros(1, 3 * args.frame_stack, args.image_size, args.image_size)).numel()
-        self.critic = Critic(size, args.feature_dim, action_dim, args.hidden_dim)
+        self.critic = Critic(size, args.feature_dim, action_dim, args.hidden_dim, args.critic_layer_norm)
         self.actor = Actor(size, args.feature_dim, action_dim, args.hidden_dim)
         self.apply(orthogonal)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)

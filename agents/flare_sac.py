@@ -94,10 +94,10 @@ class Encoder(nn.Sequential):
 class Critic(nn.Module):
     """Two Q functions: z (B, feature_dim), action (B, A) -> (2, B)."""
 
-    def __init__(self, feature_dim: int, action_dim: int, hidden_dim: int):
+    def __init__(self, feature_dim: int, action_dim: int, hidden_dim: int, layer_norm: bool = False):
         super().__init__()
-        self.q1 = mlp(feature_dim + action_dim, hidden_dim, 1)
-        self.q2 = mlp(feature_dim + action_dim, hidden_dim, 1)
+        self.q1 = mlp(feature_dim + action_dim, hidden_dim, 1, layer_norm)
+        self.q2 = mlp(feature_dim + action_dim, hidden_dim, 1, layer_norm)
 
     def forward(self, z: Tensor, action: Tensor) -> Tensor:
         x = torch.cat([z, action], -1)
@@ -125,10 +125,11 @@ class Actor(nn.Module):
         return torch.tanh(self.trunk(z).chunk(2, -1)[0])
 
 
-def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs)
-    )
+def mlp(inputs: int, hidden: int, outputs: int, layer_norm: bool = False) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for size in (inputs, hidden):
+        layers += [nn.Linear(size, hidden), nn.LayerNorm(hidden) if layer_norm else nn.Identity(), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(hidden, outputs))
 
 
 def orthogonal(module: nn.Module) -> None:
@@ -177,7 +178,7 @@ class Agent(nn.Module):
         self.encoder = Encoder(3, args.conv_strides, args.bfloat16)
         size = self.encoder(torch.zeros(1, 3, args.image_size, args.image_size)).numel() * 2 * (args.frame_stack - 1)
         self.project = nn.Sequential(nn.Linear(size, args.feature_dim), nn.LayerNorm(args.feature_dim))
-        self.critic = Critic(args.feature_dim, action_dim, args.hidden_dim)
+        self.critic = Critic(args.feature_dim, action_dim, args.hidden_dim, args.critic_layer_norm)
         self.actor = Actor(args.feature_dim, action_dim, args.hidden_dim)
         self.apply(orthogonal)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)

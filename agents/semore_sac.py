@@ -1,21 +1,21 @@
-"""Semore-SAC: semantics from RGB and motion from flow, each taught by a VLM's guidance (arXiv 2512.05172).
+"""Semore-SAC: named things as numbers, from a semantic path on RGB and a motion path on flow (arXiv 2512.05172).
 
-Two convolutional paths see the frames and their motion. What matters in a frame, named by a vision-language model and
-located by CLIP, teaches the semantic path; optical flow, weighted by what matters, teaches the motion path. The paths
-exchange information by attention and fuse into the representation that SAC decides with; the guidance is not needed
-to act. Reconstructed from the paper's abstract: no official code, loss weight or layer size is public. Ours: motion is
-seen at half the resolution, guidance takes steps of its own beside the critic's, and whether an object moves is left to
-the flow: what the VLM says of that weighs nothing.
+While the first steps are taken at random, a vision-language model names what matters in some frames and CLIP says where
+it is. The names that they agree on become the vocabulary, and a small convolutional network, the grounder, learns from
+these frames to find them in every frame. From then on actor and critics see, for each named thing, where it is, how it
+lies, and how flow says that it moves: standardised numbers, no pixels. Neither VLM nor CLIP is needed to act.
 
-The twin without all this is `drq_sac.py`: `diff` the two files. With `--no-semantic --no-motion --no-interaction
---no-reward-head` this file computes the same numbers as the twin.
+Reconstructed from the paper's abstract: that two paths are taught separately by what VLM and CLIP know, interact, and
+are what the policy sees, is the paper's; grounder, numbers, standardising and schedule are ours. Until there is a
+vocabulary, and where nothing is named, the agent is its twin `drq_sac.py`: `diff` the two files. With `--no-semantic`
+this file computes the same numbers as the twin.
 
-Logged: as `drq_sac.py`, and `map_loss` (KL divergence from CLIP's patch probabilities, nats), `caption_loss`
-(contrastive, nats), `motion_loss` (Huber, of flow over its bound), `reward_loss` (squared error of the predicted
-n-step reward) and `interaction` (mean absolute gate of the exchange between the paths, 0 to begin with).
+Logged: as `drq_sac.py`, and, when the grounder is taught, `grounder_loss` (cross entropy per patch, nats) and `things`
+(names in the vocabulary); with `--heads` also `heads_loss` (squared error of predicted reward and numbers).
 """
 
 import copy
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,10 +24,11 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
-from semore_bench.args import CommonArgs
+from semore_bench.args import CommonArgs, flag
 from semore_bench.envs import EnvConfig
 from semore_bench.replay import Batch, Replay
 from semore_bench.runs import Run, one_line_errors
+from semore_bench.things import HAZE, MOTION, STATIC, THINGS, Standardise, Vocabulary, history, history_size, moments
 from wrappers.errors import UserError
 
 
@@ -36,30 +37,28 @@ class Args(CommonArgs):
     """Semore-SAC."""
 
     annotator: str = "embedded"
-    """who names what matters in a frame: embedded (small, needs no network), transformers:<model or folder>,
-    openai:<base url>#<model>, simulator (of MuJoCo; privileged) or none"""
+    """annotator: embedded (small, needs no network), transformers:<model or folder>, openai:<base url>#<model>,
+    simulator (of MuJoCo; privileged) or none"""
     semantic: bool = True
-    """teach the semantic path with class maps and captions"""
+    """see named things (otherwise this is DrQ-SAC)"""
     motion: bool = True
-    """have a motion path, taught by flow"""
+    """see the flow of the named things"""
     interaction: bool = True
-    """let the two paths exchange information by attention"""
-    reward_head: bool = True
-    """predict the reward from the representation"""
-    flow_input: bool = True
-    """show flow to the motion path (otherwise frame differences alone)"""
-    pretrain_updates: int = 0
-    """updates of the guidance losses alone before the first update of all"""
-    reward_coef: float = 1.0
-    """weight of the reward loss"""
-    caption_coef: float = 0.1
-    """weight of the caption loss within the semantic loss"""
-    guidance_learning_rate: float = 1e-3
-    """of Adam, for both paths and their heads, in the steps that guidance takes"""
-    guidance_batch: float = 0.25
-    """annotated frames per guidance loss, as a share of the batch size"""
-    guidance_every: int = 4
-    """updates per guidance loss"""
+    """pool flow within each named thing (otherwise over the whole image)"""
+    pixels: bool = False
+    """see pixels, too: DrQ-SAC's representation beside the numbers of the named things"""
+    heads: bool = False
+    """predict the reward and the next numbers from the representation; of use with --pixels alone"""
+    grounder_updates: int = 500
+    """updates of the grounder before the first update of all; later bouts take a quarter of them"""
+    grounder_batch: int = 32
+    """annotated frames per update of the grounder"""
+    grounder_learning_rate: float = 1.5e-3
+    """AdamW learning rate of the grounder, at the beginning of its first bout"""
+    grounder_frames: int = 16
+    """annotated frames that the grounder needs; until they are there the agent sees pixels"""
+    ground_every: int = 500
+    """agent steps from the grounder's first bout to its second; each later one takes twice as long; 0 for no others"""
     feature_dim: int = 50
     """length of the representation that actor and critics see"""
     learning_rate: float = 1e-3
@@ -78,22 +77,26 @@ class Args(CommonArgs):
     """random shift in pixels"""
 
     def env_config(self) -> EnvConfig:
-        """RGB, flow if there is a motion path, and annotations."""
+        """RGB and, if things are named, annotations and flow."""
         return EnvConfig(
             image_size=self.image_size,
             action_repeat=self.action_repeat,
-            flow=self.flow_estimator if self.motion else None,
-            **(self.guidance if self.semantic or self.motion else {}),
+            flow=self.flow_estimator if self.semantic and self.motion else None,
+            **(self.guidance if self.semantic else {}),
         )
 
     def resolve(self) -> None:
         super().resolve()
-        if self.guidance_every < 1:
-            raise UserError(f"--guidance-every must be at least 1, got {self.guidance_every}")
-        if self.motion and self.frame_stack < 2:
-            raise UserError("the motion path needs --frame-stack 2 or more; or type --no-motion")
-        if not self.motion:
-            self.interaction = False  # there is nothing to interact with
+        if self.semantic and self.annotator == "none":
+            self.semantic = False
+            print("--annotator none: nothing is named, so this is DrQ-SAC (no grounder, no flow)", file=sys.stderr)
+        if self.semantic and self.frame_stack < 2:
+            raise UserError("named things need --frame-stack 2 or more, to see them move; or type --no-semantic")
+        for name in ("grounder_updates", "grounder_batch", "grounder_frames"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{flag(name)} must be at least 1, got {getattr(self, name)}")
+        if self.heads and not (self.semantic and self.pixels):
+            raise UserError("--heads teaches a representation of pixels beside named things; add --pixels")
 
 
 # ---- networks ----
@@ -118,65 +121,38 @@ class Encoder(nn.Sequential):
             return torch.cat([convolve(piece) for piece in pieces]).float()
 
 
-class Interaction(nn.Module):
-    """What each path takes from the other: x + gate * attention(query x, key and value y), on at most 7x7 tokens.
+class Grounder(nn.Module):
+    """Finds things in single frames: (B, 3, H, W) in -1 to 1 -> logits (B, classes, h, w) at half the resolution."""
 
-    The maps are rows of pixels here, (B, width * width, channels), as they lie in memory; they are pooled (adaptive
-    average) and grown again (nearest) by constant matrices: products are faster than resizing.
-    """
-
-    def __init__(self, widths: tuple[int, int], channels: int = 32):
+    def __init__(self, classes: int, width: int = 16):
         super().__init__()
-        for name, width in zip(("semantics", "motion"), widths, strict=True):
-            size = max(1, min(7, width // 2))
-            pixels, tokens = (torch.eye(n * n).view(1, n * n, n, n) for n in (width, size))
-            pool, grow = F.adaptive_avg_pool2d(pixels, size), F.interpolate(tokens, (width, width))
-            self.register_buffer(f"pool_{name}", pool[0].flatten(1).T, persistent=False)
-            self.register_buffer(f"grow_{name}", grow[0].flatten(1).T, persistent=False)
-        self.semantics, self.motion = (nn.Linear(channels, 3 * channels) for _ in range(2))  # query, key and value
-        self.gate = nn.Parameter(torch.zeros(2, channels))  # closed to begin with: two independent paths
-
-    def forward(self, semantics: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
-        own = self.semantics(self.pool_semantics @ semantics).chunk(3, -1)
-        others = self.motion(self.pool_motion @ motion).chunk(3, -1)
-        to_semantics = self.gate[0] * attend(own[0], *others[1:])
-        to_motion = self.gate[1] * attend(others[0], *own[1:])
-        return (
-            torch.baddbmm(semantics, self.grow_semantics.expand(len(semantics), -1, -1), to_semantics),
-            torch.baddbmm(motion, self.grow_motion.expand(len(motion), -1, -1), to_motion),
+        self.fine = nn.Sequential(
+            nn.Conv2d(3, width, 3, 1, 1), nn.SiLU(), nn.Conv2d(width, 2 * width, 3, 2, 1), nn.SiLU()
         )
+        self.coarse = nn.Sequential(
+            nn.Conv2d(2 * width, 2 * width, 3, 2, 1), nn.SiLU(),
+            nn.Conv2d(2 * width, 2 * width, 3, 1, 1), nn.SiLU(),
+            nn.Conv2d(2 * width, 2 * width, 3, 1, 2, dilation=2), nn.SiLU(),
+        )  # fmt: skip
+        self.classify = nn.Sequential(
+            nn.Conv2d(4 * width, 2 * width, 1), nn.SiLU(),
+            nn.Conv2d(2 * width, 2 * width, 3, 1, 1), nn.SiLU(),
+            nn.Conv2d(2 * width, classes, 1),
+        )  # fmt: skip
 
-
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention written out: for so few tokens faster on a CPU than what is made for long sequences."""
-    return (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1) @ value
-
-
-class Guidance(nn.Module):
-    """The heads that are taught, on the paths' maps (B, 32, h, w) before they interact."""
-
-    def __init__(self, args: "Args", grid: int, embedding_dim: int):
-        super().__init__()
-        self.grid = grid
-        if args.semantic:
-            self.classes = nn.Conv2d(32, embedding_dim, 1)
-            self.caption = nn.Linear(32, embedding_dim)
-        if args.motion:
-            self.flow = nn.Conv2d(32, 2, 1)
-
-    def on_grid(self, maps: Tensor) -> Tensor:
-        if maps.shape[-1] < self.grid:
-            return F.interpolate(maps, (self.grid, self.grid), mode="bilinear")
-        return F.adaptive_avg_pool2d(maps, self.grid)
+    def forward(self, x: Tensor) -> Tensor:
+        fine = self.fine(x)
+        coarse = F.interpolate(self.coarse(fine), fine.shape[2:])
+        return self.classify(torch.cat([fine, coarse], 1))
 
 
 class Critic(nn.Module):
     """Two Q functions: z (B, feature_dim), action (B, A) -> (2, B)."""
 
-    def __init__(self, feature_dim: int, action_dim: int, hidden_dim: int):
+    def __init__(self, feature_dim: int, action_dim: int, hidden_dim: int, layer_norm: bool = False):
         super().__init__()
-        self.q1 = mlp(feature_dim + action_dim, hidden_dim, 1)
-        self.q2 = mlp(feature_dim + action_dim, hidden_dim, 1)
+        self.q1 = mlp(feature_dim + action_dim, hidden_dim, 1, layer_norm)
+        self.q2 = mlp(feature_dim + action_dim, hidden_dim, 1, layer_norm)
 
     def forward(self, z: Tensor, action: Tensor) -> Tensor:
         x = torch.cat([z, action], -1)
@@ -204,10 +180,11 @@ class Actor(nn.Module):
         return torch.tanh(self.trunk(z).chunk(2, -1)[0])
 
 
-def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs)
-    )
+def mlp(inputs: int, hidden: int, outputs: int, layer_norm: bool = False) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for size in (inputs, hidden):
+        layers += [nn.Linear(size, hidden), nn.LayerNorm(hidden) if layer_norm else nn.Identity(), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(hidden, outputs))
 
 
 def orthogonal(module: nn.Module) -> None:
@@ -238,35 +215,18 @@ def stack_channels(frames: Tensor) -> Tensor:
     return frames.permute(0, 1, 4, 2, 3).flatten(1, 2).contiguous(memory_format=torch.channels_last)
 
 
-def motion_input(rgb: Tensor, flow: Tensor | None) -> Tensor:
-    """What the motion path sees, at half the resolution and in channels-last layout: each frame of rgb (B, 3k, H, W)
-    minus the one before it and, unless it is None, flow over its bound, uint8 (B, 2(k-1), H, W)."""
-    frames = F.avg_pool2d(rgb, 2)
-    seen = [frames[:, 3:] - frames[:, :-3]]
-    if flow is not None:
-        seen.append(F.avg_pool2d(flow.float(), 2).sub_(128).div_(127))
-    return torch.cat(seen, 1)
+def grounding_loss(logits: Tensor, target: Tensor, named: Tensor, weight: Tensor) -> Tensor:
+    """Cross entropy of shares (B, K + 1, G, G), the last one of the background, averaged over patches.
 
-
-def map_loss(features: Tensor, classes: Tensor, present: Tensor, probabilities: Tensor) -> Tensor:
-    """Mean over patches of KL(P || softmax_k(50 <f_p, t_k>)); features (B, d, G, G), classes (B, K, d)."""
-    similarity = torch.einsum("bdij,bkd->bkij", F.normalize(features, dim=1), classes)
-    logits = (50 * similarity).masked_fill(~present[:, :, None, None], -1e4)
-    return F.kl_div(logits.log_softmax(1), probabilities, reduction="none").sum(1).mean()
-
-
-def caption_loss(predicted: Tensor, captions: Tensor, caption_id: Tensor) -> Tensor:
-    """Symmetric InfoNCE of frames and captions (B, d); equal captions are positives of each other."""
-    logits = 20 * F.normalize(predicted, dim=1) @ captions.T
-    positive = (caption_id[:, None] == caption_id).float()
-    positive = positive / positive.sum(1, keepdim=True)
-    return 0.5 * (F.cross_entropy(logits, positive) + F.cross_entropy(logits.T, positive))
-
-
-def motion_loss(predicted: Tensor, flow: Tensor, relevance: Tensor) -> Tensor:
-    """Huber loss of flow (B, 2, G, G) over its bound, weighted by 0.1 + relevance (B, G, G)."""
-    weight = 0.1 + relevance
-    return (weight * F.huber_loss(predicted, flow, reduction="none").sum(1)).sum() / weight.sum()
+    The grounder's logits (B, K + 1, h, w) become shares by averaging their probabilities. What was not `named` (B, K)
+    in a frame may be there all the same: it counts as background, whichever of both the grounder says. Each class has
+    its weight (K + 1,).
+    """
+    shares = F.adaptive_avg_pool2d(logits.softmax(1), target.shape[-1])
+    things = shares[:, :-1]
+    background = shares[:, -1:] + (things * ~named[:, :, None, None]).sum(1, keepdim=True)
+    entropy = target * (torch.cat([things, background], 1) + 1e-6).log()
+    return -(weight[:, None, None] * entropy).sum(1).mean()
 
 
 # ---- agent ----
@@ -275,44 +235,39 @@ def motion_loss(predicted: Tensor, flow: Tensor, relevance: Tensor) -> Tensor:
 class Agent(nn.Module):
     """Acts and learns; `optimizers` and the module's state are what a checkpoint holds."""
 
-    def __init__(self, action_dim: int, args: Args, device: torch.device, grid: int = 8, embedding_dim: int = 64):
+    def __init__(self, action_dim: int, args: Args, device: torch.device):
         super().__init__()
         self.args, self.device = args, device
         self.encoder = Encoder(3 * args.frame_stack, args.conv_strides, args.bfloat16)
         size = self.encoder(torch.zeros(1, 3 * args.frame_stack, args.image_size, args.image_size)).numel()
-        if args.motion:
-            channels, half = (3 + 2 * args.flow_input) * (args.frame_stack - 1), args.image_size // 2
-            self.motion_encoder = Encoder(channels, (2, 1, 1, 1), args.bfloat16)  # half the resolution: half the cost
-            sizes = size, self.motion_encoder(torch.zeros(1, channels, half, half)).numel()
-            size = sum(sizes)
-        if args.interaction:
-            self.interaction = Interaction(tuple(round((n / 32) ** 0.5) for n in sizes))
-        if args.semantic or args.motion:
-            self.guidance = Guidance(args, grid, embedding_dim)
-        if args.reward_head:
-            self.reward = nn.Sequential(nn.Linear(args.feature_dim + action_dim, 512), nn.ReLU(), nn.Linear(512, 1))
         self.project = nn.Sequential(nn.Linear(size, args.feature_dim), nn.LayerNorm(args.feature_dim), nn.Tanh())
-        self.critic = Critic(args.feature_dim, action_dim, args.hidden_dim)
-        self.actor = Actor(args.feature_dim, action_dim, args.hidden_dim)
+        z_dim = args.feature_dim
+        if args.semantic:
+            size, z_dim = THINGS * history_size(args.frame_stack), args.feature_dim * (1 + args.pixels)
+            self.vocabulary, self.grounder, self.standardise = Vocabulary(), Grounder(THINGS + 1), Standardise(size)
+            self.project_things = copy.deepcopy(self.project)
+            self.project_things[0] = nn.Linear(size, args.feature_dim)
+        if args.heads:
+            self.heads = mlp(z_dim + action_dim, args.hidden_dim, 1 + size, args.critic_layer_norm)
+        self.critic = Critic(z_dim, action_dim, args.hidden_dim, args.critic_layer_norm)
+        self.actor = Actor(z_dim, action_dim, args.hidden_dim)
         self.apply(orthogonal)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self.log_temperature = nn.Parameter(torch.tensor(np.log(args.init_temperature), dtype=torch.float32))
         self.target_entropy = -float(action_dim)
+        self.features = THINGS * (STATIC + MOTION) * args.semantic
         self.to(device, memory_format=torch.channels_last)
 
-        heads = self.guidance.parameters() if args.semantic or args.motion else ()
-        others = {*self.actor.parameters(), *self.target.parameters(), self.log_temperature, *heads}
-        critic = [parameter for parameter in self.parameters() if parameter not in others]
+        critic = [*self.encoder.parameters(), *self.project.parameters(), *self.critic.parameters()]
+        if args.semantic:
+            critic += self.project_things.parameters()
+        if args.heads:
+            critic += self.heads.parameters()
         self.optimizers = {
             "critic": torch.optim.Adam(critic, args.learning_rate, fused=True),
             "actor": torch.optim.Adam(self.actor.parameters(), args.learning_rate, fused=True),
             "temperature": torch.optim.Adam([self.log_temperature], args.learning_rate),
         }
-        if args.semantic or args.motion:
-            # Steps of its own: beside the critic's loss, which grows with the rewards, guidance would not be felt.
-            paths = nn.ModuleList([self.encoder, self.motion_encoder] if args.motion else [self.encoder])
-            guidance = [*paths.parameters(), *self.guidance.parameters()]
-            self.optimizers["guidance"] = torch.optim.Adam(guidance, args.guidance_learning_rate, fused=True)
         if args.compile:
             self.critic_loss = torch.compile(self.critic_loss)
             self.actor_loss = torch.compile(self.actor_loss)
@@ -320,40 +275,73 @@ class Agent(nn.Module):
     def tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
-    def paths(self, rgb: Tensor, flow: Tensor | None) -> tuple[Tensor, ...]:
-        """uint8 rgb (B, 3k, H, W) and flow (B, 2(k-1), H, W) -> maps of the semantic and, if there is one, the motion
-        path, (B, 32, h, w), each of its own size."""
-        rgb = rgb.float().div_(255).sub_(0.5)
-        semantics = self.encoder(rgb)
-        if not self.args.motion:
-            return (semantics,)
-        return semantics, self.motion_encoder(motion_input(rgb, flow if self.args.flow_input else None))
+    @property
+    def sees_things(self) -> bool:
+        return self.args.semantic and len(self.vocabulary) > 0
 
-    def encode(self, rgb: Tensor, flow: Tensor | None = None) -> Tensor:
-        """The same inputs -> z (B, feature_dim)."""
-        maps = [path.permute(0, 2, 3, 1).flatten(1, 2) for path in self.paths(rgb, flow)]
-        if self.args.interaction:
-            maps = self.interaction(*maps)
-        return self.project(torch.cat([path.flatten(1) for path in maps], 1))
+    @property
+    def sees_pixels(self) -> bool:
+        return self.args.pixels or not self.sees_things
+
+    def encode(self, rgb: Tensor | None, things: Tensor | None = None) -> Tensor:
+        """uint8 (B, 3k, H, W) and features (B, k, F), of which what is not seen may be None -> z (B, z_dim)."""
+        parts = []
+        if self.sees_pixels:
+            maps = self.encoder(rgb.float().div_(255).sub_(0.5))
+            parts.append(self.project(maps.permute(0, 2, 3, 1).flatten(1)))
+        if self.sees_things:
+            parts.append(self.project_things(self.standardise(history(things))))
+        elif self.args.pixels and self.args.semantic:
+            parts.append(torch.zeros_like(parts[0]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     @torch.no_grad()
     def act(self, observation: dict[str, np.ndarray], deterministic: bool = False) -> np.ndarray:
         """Stacked observations of N environments -> actions (N, A)."""
-        flow = stack_channels(self.tensor(observation["flow"])) if self.args.motion else None
-        z = self.encode(stack_channels(self.tensor(observation["rgb"])), flow)
+        rgb = stack_channels(self.tensor(observation["rgb"])) if self.sees_pixels else None
+        z = self.encode(rgb, self.tensor(self.features_of(observation)) if self.sees_things else None)
         return (self.actor.mean(z) if deterministic else self.actor(z)[0]).cpu().numpy()
+
+    def features_of(self, observation: dict[str, np.ndarray]) -> np.ndarray:
+        """Features of stacked frames (N, k, F): the replay's, or computed here where there is none."""
+        if "features" in observation:
+            return observation["features"]
+        rgb, flow = observation["rgb"], observation.get("flow")
+        if flow is not None:  # the oldest frame's motion is not looked at
+            flow = np.concatenate([flow[:, :1], flow], 1).reshape(-1, *flow.shape[2:])
+        return self.describe(rgb.reshape(-1, *rgb.shape[2:]), flow).reshape(*rgb.shape[:2], -1)
+
+    @torch.no_grad()
+    def describe(self, rgb: np.ndarray, flow: np.ndarray | None) -> np.ndarray:
+        """Features of single frames, float32 (N, F), from uint8 rgb (N, H, W, 3) and flow (N, H, W, 2)."""
+        if not self.sees_things:
+            return np.zeros((len(rgb), self.features), np.float32)
+        maps = self.class_maps(rgb)
+        if flow is not None:
+            flow = F.adaptive_avg_pool2d((self.tensor(flow).permute(0, 3, 1, 2).float() - 128) / 127, maps.shape[2:])
+        return moments(maps, flow, whole=not self.args.interaction).flatten(1).cpu().numpy()
+
+    @torch.no_grad()
+    def class_maps(self, rgb: np.ndarray) -> Tensor:
+        """Probabilities of the named things in uint8 (N, H, W, 3) frames: (N, THINGS, h, w), 0 without a name."""
+        maps = self.grounder(self.pixels(rgb)).softmax(1)[:, :-1]
+        known = torch.arange(THINGS, device=self.device) < len(self.vocabulary)
+        return torch.where((maps > HAZE) & known[:, None, None], maps, 0)
+
+    def pixels(self, rgb: np.ndarray) -> Tensor:
+        """uint8 (N, H, W, 3) -> what the grounder sees."""
+        return self.tensor(rgb).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
     def update(self, replay: Replay, number: int) -> dict[str, Tensor]:
         """Update `number` (from 0) from the replay; returns what to log, as tensors."""
+        metrics = self.ground(replay, number) if self.args.semantic else {}
+        return metrics | self.learn(replay, number)
+
+    def learn(self, replay: Replay, number: int) -> dict[str, Tensor]:
         args = self.args
         batch = replay.sample(args.batch_size)
-        if number == 0:
-            for _ in range(args.pretrain_updates):
-                self.guide(replay, replay.sample(args.batch_size))
         loss, z, metrics = self.critic_loss(*self.augment(batch))
         self.step("critic", loss)
-        if "guidance" in self.optimizers and number % args.guidance_every == 0:
-            metrics |= self.guide(replay, batch)
 
         if number % args.actor_every == 0:
             loss, log_prob = self.actor_loss(z.detach())
@@ -365,57 +353,83 @@ class Agent(nn.Module):
             metrics |= {"actor_loss": loss.detach(), "entropy": -log_prob.mean(), "temperature": temperature.detach()}
         return metrics
 
-    def guide(self, replay: Replay, batch: Batch) -> dict[str, Tensor]:
-        """A step of both paths on what is known; returns what to log."""
-        loss, metrics = self.guidance_loss(*self.taught(replay, batch))
-        if metrics:
-            self.step("guidance", loss)
-        return metrics
+    def ground(self, replay: Replay, number: int) -> dict[str, Tensor]:
+        """Teaches the grounder, if it is time to, and computes anew what the replay holds of its numbers."""
+        args, first = self.args, not self.sees_things
+        bout, rest = divmod(number, max(1, args.ground_every * args.updates_per_step))
+        if first:
+            due = number % 10 == 0 and replay.annotated_frames >= args.grounder_frames
+        else:  # 1, 2, 4, ... times as long after the bout before
+            due = args.ground_every and rest == 0 and bout > 0 and bout & (bout + 1) == 0
+        if due and first:
+            self.vocabulary.choose(*replay.named(), replay.names)
+        if not due or not self.sees_things:
+            return {}
+        loss = self.teach(
+            replay, args.grounder_updates if first else -(-args.grounder_updates // 4), 1 if first else 0.3
+        )
+        replay.redescribe()
+        self.standardise.fit(history(self.tensor(replay.feature_stacks())))
+        if first:
+            print(f"named things: {', '.join(self.vocabulary.names)}", file=sys.stderr)
+            self.start_over(replay, number)
+        return {"grounder_loss": loss, "things": torch.tensor(float(len(self.vocabulary)))}
+
+    def start_over(self, replay: Replay, updates: int) -> None:
+        """What learned from pixels cannot read things: it learns anew, with as many updates, though at most 2,000."""
+        if not updates:
+            return
+        for part in (self.critic, self.actor):
+            part.apply(orthogonal)
+        self.target.load_state_dict(self.critic.state_dict())
+        for optimizer in self.optimizers.values():
+            optimizer.state.clear()
+        for number in range(min(updates, 2000)):
+            self.learn(replay, number)
+
+    def teach(self, replay: Replay, updates: int, rate: float) -> Tensor:
+        """A bout of the grounder on annotated frames; returns the mean loss of its last updates."""
+        args, optimizer = self.args, torch.optim.AdamW(self.grounder.parameters(), weight_decay=1e-4)
+        places = self.vocabulary.place(replay.names)
+        _, target, _ = self.annotated(replay, 256, places)
+        share = target.mean((0, 2, 3))
+        weight = torch.where(share > 0, share.clamp(min=1e-4) ** -0.5, 0)
+        weight = weight / (weight * share).sum()
+        losses = []
+        for number in range(updates):
+            slope = min(1, (number + 1) / 30) * (1 - number / updates)
+            optimizer.param_groups[0]["lr"] = args.grounder_learning_rate * rate * slope
+            rgb, target, named = self.annotated(replay, args.grounder_batch, places)
+            loss = grounding_loss(self.grounder(self.pixels(rgb)), target, named, weight)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        return torch.stack(losses[-50:]).mean()
+
+    def annotated(self, replay: Replay, count: int, places: dict[int, int]) -> tuple[np.ndarray, Tensor, Tensor]:
+        """Annotated frames, shares of things and background (B, THINGS + 1, G, G), and what was named (B, THINGS)."""
+        batch = replay.sample_annotated(count)
+        place = np.vectorize(lambda number: places.get(number, -1))(batch.classes)  # (B, K); -1 for background
+        slot = self.tensor(place == np.arange(-1, THINGS)[:, None, None]).permute(1, 0, 2).float()  # (B, 1 + THINGS, K)
+        target = torch.einsum("bsk,bkij->bsij", slot.roll(-1, 1), self.tensor(batch.patch_probabilities))
+        return batch.rgb, target, slot[:, 1:].any(2)
 
     def augment(self, batch: Batch) -> tuple:
-        size = 2, len(batch.reward), 2
-        offset = torch.randint(-self.args.shift, self.args.shift + 1, size, dtype=torch.int32).to(self.device)
-        views = (batch.rgb, batch.flow), (batch.next_rgb, batch.next_flow)
-        seen, next_seen = (
-            tuple(random_shift(self.tensor(frames), shift) for frames in view if frames is not None)
-            for view, shift in zip(views, offset, strict=True)  # flow moves with its frames
-        )
+        if self.sees_pixels:
+            size = 2, len(batch.reward), 2
+            offset = torch.randint(-self.args.shift, self.args.shift + 1, size, dtype=torch.int32).to(self.device)
+            rgbs = [
+                random_shift(self.tensor(rgb), o) for rgb, o in zip((batch.rgb, batch.next_rgb), offset, strict=True)
+            ]
+        else:
+            rgbs = [None, None]
+        things = (batch.features, batch.next_features) if self.sees_things else (None, None)
+        seen, next_seen = zip(rgbs, [None if part is None else self.tensor(part) for part in things], strict=True)
         return seen, next_seen, self.tensor(batch.action), self.tensor(batch.reward), self.tensor(batch.discount)
 
-    def taught(self, replay: Replay, batch: Batch) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """Frames for the guidance losses, not shifted, and what is known of them: nothing, for want of annotations,
-        of the first frames of `batch`."""
-        count = max(2, round(self.args.guidance_batch * self.args.batch_size))
-        annotated = replay.sample_annotated(count)
-        frames = annotated or batch
-        rgb = stack_channels(self.tensor(frames.rgb[:count]))
-        flow = stack_channels(self.tensor(frames.flow[:count])) if self.args.motion else None
-        names = "patch_probabilities relevance class_embeddings class_present caption_embedding caption_id".split()
-        return rgb, flow, {name: self.tensor(getattr(annotated, name)) for name in names} if annotated else {}
-
-    def guidance_loss(
-        self, rgb: Tensor, flow: Tensor | None, known: dict[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of what can be taught now, and what to log. No weights: the paths share nothing that they would
-        weigh against each other."""
-        args, heads = self.args, self.guidance
-        semantics, *motion = self.paths(rgb, flow)
-        loss, metrics = torch.zeros((), device=rgb.device), {}
-        if args.semantic and known:
-            features = heads.classes(heads.on_grid(semantics))
-            maps = map_loss(features, known["class_embeddings"], known["class_present"], known["patch_probabilities"])
-            words = caption_loss(heads.caption(semantics.mean((2, 3))), known["caption_embedding"], known["caption_id"])
-            loss = loss + maps + args.caption_coef * words
-            metrics = {"map_loss": maps.detach(), "caption_loss": words.detach()}
-        if args.motion:
-            target = F.adaptive_avg_pool2d((flow[:, -2:].float() - 128) / 127, heads.grid)
-            relevance = known.get("relevance", torch.zeros_like(target[:, 0]))
-            moves = motion_loss(heads.flow(heads.on_grid(*motion)), target, relevance)
-            loss, metrics["motion_loss"] = loss + moves, moves.detach()
-        return loss, metrics
-
     def critic_loss(
-        self, seen: tuple[Tensor, ...], next_seen: tuple[Tensor, ...], action: Tensor, reward: Tensor, discount: Tensor
+        self, seen: tuple, next_seen: tuple, action: Tensor, reward: Tensor, discount: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             next_z = self.encode(*next_seen)
@@ -426,12 +440,10 @@ class Agent(nn.Module):
         q = self.critic(z, action)
         loss = F.mse_loss(q, goal.expand_as(q)) * 2  # the sum over both critics
         metrics = {"critic_loss": loss.detach(), "q": q.detach().mean()}
-        if self.args.reward_head:
-            reward_loss = F.mse_loss(self.reward(torch.cat([z, action], -1)).squeeze(-1), reward)
-            loss = loss + self.args.reward_coef * reward_loss
-            metrics["reward_loss"] = reward_loss.detach()
-        if self.args.interaction:
-            metrics["interaction"] = self.interaction.gate.detach().abs().mean()
+        if self.args.heads and self.sees_things:
+            target = torch.cat([reward[:, None], self.standardise(history(next_seen[1]))], 1)
+            heads_loss = F.mse_loss(self.heads(torch.cat([z, action], 1)), target)
+            loss, metrics["heads_loss"] = loss + heads_loss, heads_loss.detach()
         return loss, z, metrics
 
     def actor_loss(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -452,8 +464,9 @@ class Agent(nn.Module):
 @one_line_errors
 def main(args: Args) -> None:
     with Run(args, __file__) as run:
-        agent = Agent(run.action_dim, args, run.device, *run.guidance_shape)
-        replay = run.make_replay(args.n_step, args.discount)
+        agent = Agent(run.action_dim, args, run.device)
+        replay = run.make_replay(args.n_step, args.discount, features=agent.features)
+        replay.describe = agent.describe if args.semantic else None
         for turn in run.steps(agent, replay):
             run.send(run.random_action() if turn.random else agent.act(turn.observation))
             for number in turn.updates:  # while the workers step and render

@@ -49,6 +49,10 @@ class CommonArgs:
     """agent steps with uniformly random actions before learning starts (default: 500, but at most a quarter of all)"""
     batch_size: int | None = None
     """transitions per update (reference 128, lite 64)"""
+    updates_per_step: int = 1
+    """updates per agent step (update-to-data ratio)"""
+    critic_layer_norm: bool = False
+    """layer normalisation in the critics' hidden layers"""
     replay_capacity: int = 100_000
     """transitions kept; older ones are forgotten"""
     eval_every: int = 10_000
@@ -82,8 +86,8 @@ class CommonArgs:
             UserError: a value is out of range; the message names the flag.
         """
         positive = (
-            "total_env_steps action_repeat frame_stack num_envs annotate_every replay_capacity eval_every "
-            "eval_episodes checkpoint_every"
+            "total_env_steps action_repeat frame_stack num_envs annotate_every updates_per_step replay_capacity "
+            "eval_every eval_episodes checkpoint_every"
         ).split()
         for name in positive:
             if getattr(self, name) < 1:

@@ -5,13 +5,14 @@ transition is a position in a ring; stacks, n-step returns and the true next fra
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+import torch
 from gymnasium import spaces
 
 from semore_bench.envs import Step
@@ -22,45 +23,47 @@ from wrappers.flow import encode_flow
 # What follows a frame in its ring.
 NEWEST, CONTINUES, TERMINATED, TRUNCATED = range(4)
 
-_NOTES = ("owner", "classes", "probabilities", "relevance", "caption")  # arrays with a row per annotation
+_NOTES = ("owner", "classes", "importance", "probabilities")  # arrays with a row per annotation
+_CHUNK = 64  # frames that are described at a time
+
+Describe = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+"""uint8 rgb (N, H, W, 3) and flow (N, H, W, 2) -> features, float32 (N, F); of each frame from itself alone"""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Transitions s_t -> s_{t+m}, m = min(n_step, steps left in the episode).
 
-    `rgb`, `next_rgb`: uint8 (B, k, H, W, 3), oldest frame first. `flow`, `next_flow`: uint8 (B, k-1, H, W, 2) as
-    `wrappers.flow.encode_flow` writes it, or None. `action`: float32 (B, A) in [-1, 1]. `reward`: float32 (B,), the
+    `rgb`, `next_rgb`: uint8 (B, k, H, W, 3), oldest frame first, or None. `flow`, `next_flow`: uint8 (B, k-1, H, W, 2)
+    as `wrappers.flow.encode_flow` writes it, or None. `action`: float32 (B, A) in [-1, 1]. `reward`: float32 (B,), the
     discounted sum of m rewards. `discount`: float32 (B,), discount**m, or 0 where the episode terminated (not where
-    a time limit cut it).
+    a time limit cut it). `features`, `next_features`: float32 (B, k, F), or None, see `Replay.describe`.
     """
 
-    rgb: np.ndarray
-    next_rgb: np.ndarray
+    rgb: np.ndarray | None
+    next_rgb: np.ndarray | None
     flow: np.ndarray | None
     next_flow: np.ndarray | None
     action: np.ndarray
     reward: np.ndarray
     discount: np.ndarray
+    features: np.ndarray | None = None
+    next_features: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class AnnotatedBatch:
-    """Annotated frames with their stacks; K = MAX_CLASSES, absent classes have zero probability.
+    """Annotated frames, without the frames before them; K = MAX_CLASSES, absent classes have zero probability.
 
-    `rgb`: uint8 (B, k, H, W, 3). `flow`: uint8 (B, k-1, H, W, 2) or None. `patch_probabilities`: float32
-    (B, K, G, G). `relevance`: float32 (B, G, G). `class_embeddings`: float32 (B, K, d), `class_present`: bool (B, K).
-    `caption_embedding`: float32 (B, d). `caption_id`: int64 (B,), equal for equal captions.
+    `rgb`: uint8 (B, H, W, 3). `patch_probabilities`: float32 (B, K, G, G), exact to 1/510. `classes`: int64 (B, K), the
+    numbers of the classes' names in `Replay.names`, -1 where there is none. `importance`: float32 (B, K), how much each
+    class matters for the task, 0-1; 0 for the background.
     """
 
     rgb: np.ndarray
-    flow: np.ndarray | None
     patch_probabilities: np.ndarray
-    relevance: np.ndarray
-    class_embeddings: np.ndarray
-    class_present: np.ndarray
-    caption_embedding: np.ndarray
-    caption_id: np.ndarray
+    classes: np.ndarray
+    importance: np.ndarray
 
 
 class Replay:
@@ -68,7 +71,8 @@ class Replay:
 
     Args:
         directory: folder of the memory-mapped arrays; what is in it is taken over by `load_state_dict`.
-        observation_space: Dict with `rgb`, and `flow` if there is any (one environment's, without stacking).
+        observation_space: Dict with `rgb`, and `flow` if there is any, or with `state` alone, which is kept as features
+            (one environment's, without stacking).
         action_dim: length of an action.
         capacity: transitions that can be sampled, all environments together.
         num_envs: number of environments, each with its own ring.
@@ -78,6 +82,8 @@ class Replay:
         seed: seeds the sampling.
         flow_bound: pixels per agent step that the stored flow can represent.
         annotate_every: agent steps between annotated frames, 0 for none; sizes the annotation store.
+        grid, embedding_dim: patches per side and length of the text embeddings of the annotations.
+        features: numbers per frame that `describe` computes, 0 for none.
         slack: frames per ring kept beyond the capacity, so that a run that returns to an older checkpoint finds the
             frames that its replay held then.
 
@@ -101,37 +107,40 @@ class Replay:
         annotate_every: int = 0,
         grid: int = 8,
         embedding_dim: int = 64,
+        features: int = 0,
         slack: int = 2500,
     ):
         self.directory = Path(directory)
         self.frame_stack, self.n_step, self.discount, self.num_envs = frame_stack, n_step, discount, num_envs
         self.flow_bound, self.embedding_dim = flow_bound, embedding_dim
-        self.has_flow = "flow" in observation_space.spaces
+        self.has_rgb, self.has_flow, self.has_state = (
+            name in observation_space.spaces for name in ("rgb", "flow", "state")
+        )
         # one frame in 50 for the last frames of episodes, which are no transitions
         self.window = -(-capacity // num_envs) * 51 // 50
         self.slots = self.window + slack + frame_stack + n_step + 2
-        annotations = min(self.slots, 2 * self.slots // annotate_every + 64) if annotate_every else 0
+        # some more than one frame in so many: the first frame of every episode is annotated, too
+        annotations = min(self.slots, self.slots * 5 // (4 * annotate_every) + 64) if annotate_every else 0
         self.annotation_slots = annotations * num_envs
 
-        height, width, _ = observation_space["rgb"].shape
         ring, notes = (num_envs, self.slots), (self.annotation_slots,)
         layout: dict[str, tuple[tuple[int, ...], Any]] = {
-            "rgb": ((*ring, height, width, 3), np.uint8),
             "action": ((*ring, action_dim), np.float32),
             "reward": (ring, np.float32),
             "follows": (ring, np.uint8),
             "episode_step": (ring, np.int32),
             "annotation": (ring, np.int32),
         }
+        if self.has_rgb:
+            layout["rgb"] = ((*ring, *observation_space["rgb"].shape), np.uint8)
         if self.has_flow:
-            layout["flow"] = ((*ring, height, width, 2), np.uint8)
+            layout["flow"] = ((*ring, *observation_space["flow"].shape), np.uint8)
         if annotations:
             layout |= {
                 "owner": (notes, np.int64),
                 "classes": ((*notes, MAX_CLASSES), np.int32),
-                "probabilities": ((*notes, MAX_CLASSES, grid, grid), np.float16),
-                "relevance": ((*notes, grid, grid), np.float16),
-                "caption": (notes, np.int32),
+                "importance": ((*notes, MAX_CLASSES), np.float16),
+                "probabilities": ((*notes, MAX_CLASSES, grid, grid), np.uint8),
             }
         self._files = self._open(layout)
         # Plain views with one row per frame: quicker to index than memmaps with a ring axis.
@@ -144,8 +153,13 @@ class Replay:
         self._annotation_rng = np.random.default_rng([seed, 2])
         self._newest = np.full(num_envs, -1, np.int64)  # frames written per ring, minus one
         self._annotated = 0
-        self._texts: dict[str, int] = {}
-        self._embeddings = np.zeros((64, embedding_dim), np.float32)
+        self._names: dict[str, int] = {}  # numbers are never given twice: what lies on disk keeps its meaning
+        self._name_embeddings: dict[int, np.ndarray] = {}
+        self._next_name = 0
+        # In memory, and whole in every checkpoint: all of them change when they are computed anew.
+        width = observation_space["state"].shape[0] if self.has_state else features
+        self._features = np.zeros((num_envs * self.slots, width), np.float32)
+        self.describe: Describe | None = None
         self.annotations_dropped = 0
 
     def _open(self, layout: dict[str, tuple[tuple[int, ...], Any]]) -> dict[str, np.memmap]:
@@ -172,26 +186,44 @@ class Replay:
 
     def begin(self, env: int, observation: dict[str, np.ndarray], info: dict[str, Any]) -> None:
         """Stores the first frame of an episode of environment `env`."""
-        self._write(env, observation, 0, info)
+        self._describe([self._write(env, observation, 0, info)])
 
     def add(self, steps: Sequence[Step]) -> None:
         """Stores one step of every environment: action, reward, the frame it led to (the true last one where the
         episode ended) and, there, the first frame of the next episode."""
+        rows = []
         for env, step in enumerate(steps):
             row = self._row(env, self._newest[env])
             self._arrays["action"][row] = step.action
             self._arrays["reward"][row] = step.reward
             self._arrays["follows"][row] = CONTINUES
-            self._write(env, step.observation, self._arrays["episode_step"][row] + 1, step.info)
+            rows.append(self._write(env, step.observation, self._arrays["episode_step"][row] + 1, step.info))
             if step.next_episode is not None:
-                row = self._row(env, self._newest[env])
-                self._arrays["follows"][row] = TERMINATED if step.terminated else TRUNCATED
-                self.begin(env, *step.next_episode)
+                self._arrays["follows"][rows[-1]] = TERMINATED if step.terminated else TRUNCATED
+                observation, info = step.next_episode
+                rows.append(self._write(env, observation, 0, info))
+        self._describe(rows)
 
-    def _write(self, env: int, observation: dict[str, np.ndarray], episode_step: int, info: dict[str, Any]) -> None:
+    def redescribe(self) -> None:
+        """Computes the features of all stored frames anew, by a `describe` that has changed."""
+        for env in range(self.num_envs):
+            oldest = max(0, self._newest[env] - self.window - self.frame_stack)
+            rows = self._row(env, np.arange(oldest, self._newest[env] + 1))
+            for start in range(0, len(rows), _CHUNK):
+                self._describe(rows[start : start + _CHUNK])
+
+    def _describe(self, rows: Sequence[int]) -> None:
+        if self.describe is not None:
+            flow = self._arrays["flow"][rows] if self.has_flow else None
+            self._features[rows] = self.describe(self._arrays["rgb"][rows], flow)
+
+    def _write(self, env: int, observation: dict[str, np.ndarray], episode_step: int, info: dict[str, Any]) -> int:
         self._newest[env] += 1
         row, arrays = self._row(env, self._newest[env]), self._arrays
-        arrays["rgb"][row] = observation["rgb"]
+        if self.has_rgb:
+            arrays["rgb"][row] = observation["rgb"]
+        if self.has_state:
+            self._features[row] = observation["state"]
         if self.has_flow:
             arrays["flow"][row] = encode_flow(observation["flow"], self.flow_bound)
         arrays["follows"][row] = NEWEST
@@ -199,6 +231,7 @@ class Replay:
         arrays["annotation"][row] = -1
         for annotation, age in zip(info.get("annotations", ()), info.get("annotation_ages", ()), strict=True):
             self.attach(env, annotation, age)
+        return row
 
     def attach(self, env: int, annotation: Annotation, age: int) -> bool:
         """Gives an annotation, however late, to the frame stored `age` frames before the newest one of `env`.
@@ -219,23 +252,31 @@ class Replay:
         arrays["owner"][note] = row
         arrays["classes"][note] = -1
         arrays["classes"][note, :classes] = [
-            self._text_id(*pair) for pair in zip(annotation.class_names, annotation.class_embeddings, strict=True)
+            self._name(*pair) for pair in zip(annotation.class_names, annotation.class_embeddings, strict=True)
         ]
+        arrays["importance"][note] = 0
+        arrays["importance"][note, : len(annotation.objects)] = [thing.relevance for thing in annotation.objects]
         arrays["probabilities"][note] = 0
-        arrays["probabilities"][note, :classes] = annotation.patch_probabilities
-        arrays["relevance"][note] = annotation.relevance
-        # A caption that reads like a class name may be embedded through another prompt.
-        arrays["caption"][note] = self._text_id("caption: " + annotation.caption, annotation.caption_embedding)
+        arrays["probabilities"][note, :classes] = np.rint(255 * annotation.patch_probabilities)
         arrays["annotation"][row] = note
         self._annotated += 1
         return True
 
-    def _text_id(self, text: str, embedding: np.ndarray) -> int:
-        index = self._texts.setdefault(text, len(self._texts))
-        if index == len(self._embeddings):
-            self._embeddings = np.concatenate([self._embeddings, np.zeros_like(self._embeddings)])
-        self._embeddings[index] = embedding
-        return index
+    def _name(self, name: str, embedding: np.ndarray) -> int:
+        if name not in self._names:
+            self._forget_names()
+            self._names[name] = self._next_name
+            self._name_embeddings[self._next_name] = np.array(embedding, np.float32)
+            self._next_name += 1
+        return self._names[name]
+
+    def _forget_names(self) -> None:
+        """A talkative model may give every frame new names: those that no annotation in the store uses are dropped."""
+        if len(self._names) < 2 * MAX_CLASSES * self.annotation_slots:
+            return
+        used = set(np.unique(self._arrays["classes"]).tolist())
+        self._names = {name: number for name, number in self._names.items() if number in used}
+        self._name_embeddings = {number: self._name_embeddings[number] for number in self._names.values()}
 
     # ---- reading ----
 
@@ -249,9 +290,10 @@ class Replay:
         return min(self._annotated, self.annotation_slots)
 
     def latest(self) -> dict[str, np.ndarray]:
-        """The newest stack of every environment: uint8 rgb (N, k, H, W, 3) and, if stored, flow (N, k-1, H, W, 2)."""
-        rgb, flow = self._stack(np.arange(self.num_envs), self._newest)
-        return {"rgb": rgb} if flow is None else {"rgb": rgb, "flow": flow}
+        """The newest stack of every environment, of what there is: uint8 rgb (N, k, H, W, 3), flow (N, k-1, H, W, 2),
+        float32 features (N, k, F)."""
+        stack = zip(("rgb", "flow", "features"), self._stack(np.arange(self.num_envs), self._newest), strict=True)
+        return {name: array for name, array in stack if array is not None}
 
     def sample(self, batch_size: int) -> Batch:
         """Draws transitions uniformly from the window.
@@ -262,12 +304,13 @@ class Replay:
         env, position = self._draw(batch_size)
         reward, discount, end, _ = self._returns(env, position)
         if self.n_step == 1:  # s and s' share frames: read them once
-            rgb, flow = self._stack(env, end, more=1)
-            rgbs = rgb[:, :-1], rgb[:, 1:]
-            flows = (None, None) if flow is None else (flow[:, :-1], flow[:, 1:])
+            parts = [
+                (None, None) if part is None else (part[:, :-1], part[:, 1:]) for part in self._stack(env, end, more=1)
+            ]
         else:
-            rgbs, flows = zip(self._stack(env, position), self._stack(env, end), strict=True)
-        return Batch(*rgbs, *flows, self._arrays["action"][self._row(env, position)], reward, discount)
+            parts = zip(self._stack(env, position), self._stack(env, end), strict=True)
+        rgbs, flows, features = parts
+        return Batch(*rgbs, *flows, self._arrays["action"][self._row(env, position)], reward, discount, *features)
 
     def sample_annotated(self, batch_size: int) -> AnnotatedBatch | None:
         """Draws annotated frames uniformly, with replacement; None if there are none."""
@@ -287,18 +330,36 @@ class Replay:
         if not len(notes):
             return None
         notes = np.resize(notes, batch_size)
-        rgb, flow = self._stack(*self._position(arrays["owner"][notes]))
-        classes = arrays["classes"][notes]
         return AnnotatedBatch(
-            rgb=rgb,
-            flow=flow,
-            patch_probabilities=arrays["probabilities"][notes].astype(np.float32),
-            relevance=arrays["relevance"][notes].astype(np.float32),
-            class_embeddings=self._embeddings[classes.clip(0)],
-            class_present=classes >= 0,
-            caption_embedding=self._embeddings[arrays["caption"][notes]],
-            caption_id=arrays["caption"][notes].astype(np.int64),
+            rgb=arrays["rgb"][arrays["owner"][notes]],
+            patch_probabilities=arrays["probabilities"][notes].astype(np.float32) / 255,
+            classes=arrays["classes"][notes].astype(np.int64),
+            importance=arrays["importance"][notes].astype(np.float32),
         )
+
+    @property
+    def names(self) -> dict[int, tuple[str, np.ndarray]]:
+        """The names that annotations use: number -> name and text embedding, float32 (d,)."""
+        return {number: (name, self._name_embeddings[number]) for name, number in self._names.items()}
+
+    def named(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each annotation in the store, in no order of meaning: `classes` and `importance` of `AnnotatedBatch`."""
+        if not self.annotated_frames:
+            return np.empty((0, MAX_CLASSES), np.int64), np.empty((0, MAX_CLASSES), np.float32)
+        classes, importance = (self._arrays[name][: self.annotated_frames] for name in ("classes", "importance"))
+        return classes.astype(np.int64), importance.astype(np.float32)
+
+    def feature_stacks(self, limit: int = 10_000) -> np.ndarray:
+        """Features of frames with those before them, float32 (n, k, F): of all that can be sampled, or of at most
+        `limit` in equal distances."""
+        stacks = []
+        for env, count in enumerate(np.minimum(self._newest + 1, self.window)):
+            step = -(-count * self.num_envs // limit)
+            positions = self._newest[env] - np.arange(0, count, max(step, 1))[::-1]
+            back = np.arange(self.frame_stack - 1, -1, -1)
+            back = np.minimum(back, self._arrays["episode_step"][self._row(env, positions)][:, None])
+            stacks.append(self._features[self._row(env, positions[:, None] - back)])
+        return np.concatenate(stacks)
 
     def _row(self, env: Any, position: Any) -> Any:
         return env * self.slots + position % self.slots
@@ -342,12 +403,17 @@ class Replay:
         complete = (full | (last == TERMINATED) | (last == TRUNCATED)) & (end > position)
         return reward, discount * (last != TERMINATED), end, complete
 
-    def _stack(self, env: np.ndarray, position: np.ndarray, more: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
+    def _stack(self, env: np.ndarray, position: np.ndarray, more: int = 0) -> tuple[np.ndarray | None, ...]:
+        """Stacks of rgb, flow and features; None for what there is not."""
         back = np.arange(self.frame_stack - 1 + more, -1, -1)
         # Before the first frame of its episode a stack repeats that frame.
         back = np.minimum(back, self._arrays["episode_step"][self._row(env, position)][:, None])
         rows = self._row(env[:, None], position[:, None] - back)
-        return self._arrays["rgb"][rows], self._arrays["flow"][rows[:, 1:]] if self.has_flow else None
+        return (
+            self._arrays["rgb"][rows] if self.has_rgb else None,
+            self._arrays["flow"][rows[:, 1:]] if self.has_flow else None,
+            self._features[rows] if self.has_state or self.describe is not None else None,
+        )
 
     # ---- checkpoints ----
 
@@ -357,31 +423,40 @@ class Replay:
             file.flush()
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, texts and random states: with the files, all of the replay."""
+        """Counters, names, features and random states: with the files, all of the replay."""
         return {
             "newest": self._newest.tolist(),
             "annotated": self._annotated,
-            "texts": list(self._texts),
-            "embeddings": self._embeddings[: len(self._texts)].tolist(),
+            "names": self._names,
+            "name_embeddings": {
+                number: torch.from_numpy(embedding) for number, embedding in self._name_embeddings.items()
+            },
+            "next_name": self._next_name,
+            "features": torch.from_numpy(self._features[self._used_rows()]),
             "random": [json.dumps(rng.bit_generator.state) for rng in (self._rng, self._annotation_rng)],
         }
+
+    def _used_rows(self) -> np.ndarray:
+        used = np.minimum(self._newest + 1, self.slots)
+        return np.concatenate([env * self.slots + np.arange(count) for env, count in enumerate(used)])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Returns to a `state_dict` of the same files, which may have been written further since."""
         self._newest[:] = state["newest"]
         self._annotated = state["annotated"]
-        self._texts = {text: index for index, text in enumerate(state["texts"])}
-        rows = max(64, 1 << len(self._texts).bit_length())
-        self._embeddings = np.zeros((rows, self.embedding_dim), np.float32)
-        self._embeddings[: len(self._texts)] = np.reshape(state["embeddings"], (-1, self.embedding_dim))
+        self._names, self._next_name = dict(state["names"]), state["next_name"]
+        self._name_embeddings = {number: tensor.numpy() for number, tensor in state["name_embeddings"].items()}
+        self._features[self._used_rows()] = state["features"].numpy()
         for rng, text in zip((self._rng, self._annotation_rng), state["random"], strict=True):
             rng.bit_generator.state = json.loads(text)
         self._arrays["follows"][self._row(np.arange(self.num_envs), self._newest)] = NEWEST
 
     def difference(self, env: int, observation: dict[str, np.ndarray]) -> float:
-        """Mean difference, in grey levels, between the newest stored frame of `env` and an observation."""
-        stored = self._arrays["rgb"][self._row(env, self._newest[env])]
-        return float(np.abs(stored.astype(np.int16) - observation["rgb"]).mean())
+        """Mean difference between the newest stored frame of `env` and an observation: in grey levels, or of states."""
+        row = self._row(env, self._newest[env])
+        if self.has_rgb:
+            return float(np.abs(self._arrays["rgb"][row].astype(np.int16) - observation["rgb"]).mean())
+        return float(np.abs(self._features[row] - observation["state"]).mean())
 
     def episode_actions(self, env: int) -> np.ndarray:
         """Actions taken so far in the running episode of environment `env`, float32 (steps, A)."""

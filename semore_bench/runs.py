@@ -255,8 +255,8 @@ class Run:
             return 8, 64
         return spaces["relevance"].shape[0], spaces["caption_embedding"].shape[0]
 
-    def make_replay(self, n_step: int = 1, discount: float = 0.99) -> Replay:
-        """The run's replay, in its directory."""
+    def make_replay(self, n_step: int = 1, discount: float = 0.99, features: int = 0) -> Replay:
+        """The run's replay, in its directory; with room for `features` numbers per frame, see `Replay.describe`."""
         args, guidance = self.args, {}
         if "relevance" in self.observation_space.spaces:
             grid, embedding_dim = self.guidance_shape
@@ -273,6 +273,7 @@ class Run:
             discount=discount,
             seed=args.seed,
             flow_bound=self.flow_bound,
+            features=features,
             # two checkpoints are kept, and one step may follow when one is due
             slack=2 * -(-args.checkpoint_every // args.num_envs) + 2,
             **guidance,
@@ -325,7 +326,7 @@ class Run:
                 agent_step=self.agent_step,
                 observation=replay.latest(),
                 random=self.agent_step < args.random_steps,
-                updates=range(self.updates, self.updates + args.num_envs * learning),
+                updates=range(self.updates, self.updates + args.num_envs * args.updates_per_step * learning),
             )
             if self.agent_step // LOG_EVERY > (self.agent_step - args.num_envs) // LOG_EVERY:
                 self._log_metrics(replay)
@@ -483,7 +484,7 @@ class Run:
         """
         self._read_pending()  # raises: a state that is already lost is never kept
         for name, weight in agent.state_dict().items():
-            if weight.is_floating_point() and not torch.isfinite(weight).all():
+            if torch.is_tensor(weight) and weight.is_floating_point() and not torch.isfinite(weight).all():
                 raise UserError(
                     f"the weight {name} became NaN or infinite before agent step {self.agent_step}; the last good "
                     f"checkpoint is kept in {self.checkpoints}; try a smaller learning rate"

@@ -1,0 +1,145 @@
+"""Named things as numbers: which names a run agrees on, moments of their maps, and standardising."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+THINGS = 8
+"""names in a vocabulary at most"""
+STATIC, MOTION = 6, 6
+"""numbers of a thing's map, and of the flow within it; see `moments`"""
+SYNONYMS = 0.9
+"""cosine of two names' text embeddings from which on they are one, unless a frame tells them apart"""
+COMMON = 0.05
+"""share of the annotated frames that a name must occur in"""
+HAZE = 0.02
+"""probabilities below are taken for 0: spread over an image they would pull its things to the centre"""
+
+
+class Vocabulary(nn.Module):
+    """The names that annotations agree on, in order of weight; fixed once chosen, and kept in checkpoints.
+
+    A name's weight is its relevance, averaged over all annotated frames: what is rarely named, or hardly matters,
+    comes last. Names that mean nearly the same are one (see `SYNONYMS`).
+
+    Attributes:
+        names: at most `THINGS`; empty until there is one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: tuple[str, ...] = ()
+        self._embeddings = np.empty((0, 0), np.float32)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def choose(self, classes: np.ndarray, importance: np.ndarray, names: Mapping[int, tuple[str, np.ndarray]]) -> None:
+        """Chooses from annotations, whatever their order: see `Replay.named` and `Replay.names`."""
+        numbers = np.array(sorted(names, key=lambda number: names[number][0]))
+        named = ((classes[:, :, None] == numbers) & (importance[:, :, None] > 0)).any(1)  # (frames, names)
+        weight = np.where(classes[:, :, None] == numbers, importance[:, :, None], 0).sum((0, 1))
+        embeddings = np.stack([names[number][1] for number in numbers])
+        similar, together = embeddings @ embeddings.T > SYNONYMS, named.T.astype(int) @ named.astype(int) > 0
+        chosen: list[int] = []
+        joined = np.zeros(len(numbers))  # weight, with that of synonyms
+        for index in np.lexsort((np.arange(len(numbers)), -weight)):
+            synonyms = [other for other in chosen if similar[index, other] and not together[index, other]]
+            if synonyms:
+                joined[synonyms[0]] += weight[index]
+                named[:, synonyms[0]] |= named[:, index]
+            elif weight[index] > 0:
+                chosen.append(index)
+                joined[index] = weight[index]
+        kept = [index for index in chosen if named[:, index].mean() >= COMMON]
+        kept = sorted(kept, key=lambda index: (-joined[index], names[numbers[index]][0]))[:THINGS]
+        self.names = tuple(names[numbers[index]][0] for index in kept)
+        self._embeddings = embeddings[kept]
+
+    def place(self, names: Mapping[int, tuple[str, np.ndarray]]) -> dict[int, int]:
+        """Number of a name in the replay -> its place in the vocabulary, that of a synonym too; -1 for others."""
+        places = {}
+        for number, (name, embedding) in names.items():
+            if name in self.names:
+                places[number] = self.names.index(name)
+            else:
+                similarity = self._embeddings @ embedding
+                places[number] = int(similarity.argmax()) if similarity.max(initial=-1) > SYNONYMS else -1
+        return places
+
+    def get_extra_state(self) -> dict[str, object]:
+        return {"names": list(self.names), "embeddings": torch.from_numpy(self._embeddings)}
+
+    def set_extra_state(self, state: dict[str, object]) -> None:
+        self.names, self._embeddings = tuple(state["names"]), state["embeddings"].numpy()
+
+
+def moments(maps: Tensor, flow: Tensor | None, whole: bool = False) -> Tensor:
+    """Where each thing is, how it lies, and how it moves, turns and stretches: (B, K, STATIC + MOTION).
+
+    With positions p from -1 to 1 (x right, y down), for each map: its mass over the image's width in cells; centroid
+    (x, y); second central moments (xx, xy, yy), times 4; mean flow (x, y), times 4; mean of (p - centroid) times flow
+    (x of both, x and y, y and x, y of both), times 8. A map without mass gives zeros.
+
+    Args:
+        maps: (B, K, h, w), 0-1.
+        flow: (B, 2, h, w) over its bound, -1 to 1; None for no motion: zeros.
+        whole: flow over the whole image instead of within each thing.
+    """
+    batch, things, height, width = maps.shape
+    y, x = (2 * (torch.arange(n, device=maps.device) + 0.5) / n - 1 for n in (height, width))
+    y, x = y[:, None].expand(height, width).flatten(), x.expand(height, width).flatten()
+    shape = torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y], 1)
+    maps = maps.flatten(2)
+    mass, *sums = (maps @ shape).unbind(-1)
+    share = mass + 1e-3  # no mass, no position: a hundredth of a cell already is nearly all there
+    cx, cy, xx, xy, yy = (value / share for value in sums)
+    static = [mass / (height * width) ** 0.5, cx, cy, 4 * (xx - cx * cx), 4 * (xy - cx * cy), 4 * (yy - cy * cy)]
+    if flow is None:
+        return torch.cat([torch.stack(static, -1), maps.new_zeros(batch, things, MOTION)], -1)
+    if whole:
+        maps, share, cx, cy = torch.ones_like(maps), torch.full_like(share, height * width), 0 * cx, 0 * cy
+    u, v = flow.flatten(2).unbind(1)
+    moving = torch.stack([u, v, x * u, x * v, y * u, y * v], -1)
+    u, v, xu, xv, yu, yv = ((maps @ moving) / share[..., None]).unbind(-1)
+    motion = [4 * u, 4 * v, 8 * (xu - cx * u), 8 * (xv - cx * v), 8 * (yu - cy * u), 8 * (yv - cy * v)]
+    return torch.stack(static + motion, -1)
+
+
+def history(numbers: Tensor) -> Tensor:
+    """Numbers of the last k frames (B, k, K * (STATIC + MOTION)) -> (B, K * k * (STATIC + MOTION)): where things were
+    in each frame, the last change of that, and how they moved in all frames but the oldest."""
+    numbers = numbers.unflatten(-1, (-1, STATIC + MOTION))
+    static, motion = numbers.split([STATIC, MOTION], -1)
+    parts = [static, static[:, -1:] - static[:, -2:-1], motion[:, 1:]]
+    return torch.cat(parts, 1).flatten(1)
+
+
+def history_size(frames: int) -> int:
+    """Length of what `history` makes of `frames` frames, per thing."""
+    return STATIC * (frames + 1) + MOTION * (frames - 1)
+
+
+class Standardise(nn.Module):
+    """Subtracts the mean and divides by the standard deviation that `fit` found; at most 5 deviations remain.
+
+    Args:
+        size: numbers.
+        floor: added to the deviation, so that what hardly varies is not blown up.
+    """
+
+    def __init__(self, size: int, floor: float = 1e-3):
+        super().__init__()
+        self.floor = floor
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("deviation", torch.ones(size))
+
+    def fit(self, values: Tensor) -> None:
+        """Takes mean and deviation from values (n, size)."""
+        self.mean.copy_(values.mean(0))
+        self.deviation.copy_(values.std(0, correction=0) + self.floor)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return ((values - self.mean) / self.deviation).clamp(-5, 5)
