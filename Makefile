@@ -1,7 +1,7 @@
 # Paths are relative on purpose: make cannot name a target whose path has a space in it.
 PYTHON ?= python3
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test test-faults lint
 
 setup: .venv/installed
 
@@ -10,6 +10,10 @@ demo: setup
 
 test: setup browser
 	.venv/bin/python -m pytest -q --numprocesses=2 --dist=loadfile
+
+# Kills, full disks, damaged files and hostile servers, many more of them than in `make test`: a quarter of an hour.
+test-faults: setup
+	.venv/bin/python -m pytest -q --numprocesses=2 --dist=worksteal tests/faults --long
 
 lint: setup
 	.venv/bin/ruff check .

@@ -251,7 +251,7 @@ def _ending(code: int) -> str:
 
 
 def _mark_failed(run_dir: Path, error: str) -> None:
-    from semore_bench.runs import write_atomically  # here, because it brings PyTorch
+    from semore_bench.rundir import write_atomically
 
     status = read_status(run_dir) | {"state": "failed", "error": error}
     write_atomically(run_dir / "status.json", json.dumps(status, indent=2).encode())

@@ -1,19 +1,15 @@
 """A run and its directory: settings, logs, checkpoints, evaluation, and the exact continuation of what was cut off."""
 
 import contextlib
-import csv
 import dataclasses
 import fcntl
 import functools
-import importlib.metadata
 import json
 import os
 import pickle
-import platform
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import zipfile
@@ -32,13 +28,11 @@ from semore_bench.args import CommonArgs, flag
 from semore_bench.envs import EnvConfig, Step, Workers, episode_seed, is_vlm
 from semore_bench.evaluation import Episode, evaluate, film
 from semore_bench.memory import keep_freed_memory
+from semore_bench.provenance import find_device, provenance, track
 from semore_bench.replay import Replay
+from semore_bench.rundir import EVAL_COLUMNS, METRIC_COLUMNS, TRAIN_COLUMNS, CsvFile, write_atomically
 from wrappers.backends.captioners import make_prompt
 from wrappers.errors import UserError
-
-TRAIN_COLUMNS = "env_step agent_step episode episode_return episode_length success_any success_last".split()
-EVAL_COLUMNS = "env_step agent_step episode eval_episode episode_return episode_length success_any success_last".split()
-METRIC_COLUMNS = "env_step agent_step metric value".split()
 
 LOG_EVERY = 100
 """agent steps between rows of metrics"""
@@ -97,7 +91,7 @@ class Run:
         keep_freed_memory()
         args.resolve()
         self.args, self.agent_name = args, Path(agent_file).stem
-        self.device = _device(args.device)
+        self.device = find_device(args.device)
         default = Path("runs") / re.sub(r"[^\w.-]+", "_", args.env_id) / self.agent_name / f"seed-{args.seed}"
         self.directory = Path(args.run_dir) if args.run_dir else default
         self._stop: int | None = None
@@ -141,7 +135,7 @@ class Run:
         self._began = self._saved = self._beat = time.monotonic()
         self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         self._csv = {
-            name: _Csv(self.directory / f"{name}.csv", columns)
+            name: CsvFile(self.directory / f"{name}.csv", columns)
             for name, columns in (("train", TRAIN_COLUMNS), ("eval", EVAL_COLUMNS), ("metrics", METRIC_COLUMNS))
         }
         return self
@@ -300,7 +294,7 @@ class Run:
             smoothing=0.05,
         )
         if args.track:
-            _track(self.directory, self.agent_name, args)
+            track(self.directory, self.agent_name, args)
         while True:
             finished = self.env_step >= args.total_env_steps
             if self._stop is None and (
@@ -576,123 +570,6 @@ class Run:
 _COUNTERS = "agent_step env_step episodes updates _evaluated".split()
 
 
-class _Csv:
-    """A CSV file that can be cut back to an earlier size."""
-
-    def __init__(self, path: Path, columns: list[str]):
-        self._columns = columns
-        self._file = open(path, "a+", newline="")  # noqa: SIM115 (held as long as the run)
-        self._writer = csv.writer(self._file, lineterminator="\n")
-
-    def truncate(self, size: int | None) -> None:
-        """Cuts the file back to `size` bytes; None: to its header."""
-        self._file.flush()
-        self._file.truncate(size or 0)
-        self._file.seek(0, os.SEEK_END)
-        if not size:
-            self.write(self._columns)
-
-    def write(self, row: list[Any]) -> None:
-        """Appends a row; other processes see it at once."""
-        self._writer.writerow(row)
-        self._file.flush()
-
-    @property
-    def size(self) -> int:
-        """Bytes written."""
-        return self._file.tell()
-
-    def flush(self) -> None:
-        """Writes through to the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-
 def _columns(episode: Episode) -> list[Any]:
     # repr keeps every digit: two runs are equal only if these are
     return [repr(episode.episode_return), episode.length, episode.success_any, episode.success_last]
-
-
-def write_atomically(path: Path, content: bytes | Callable[[Any], None]) -> None:
-    """Writes a file so that a reader, or a crash, sees the old content or the new one and nothing between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        content(file) if callable(content) else file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def provenance(device: torch.device) -> dict[str, Any]:
-    """Commit, versions and hardware, as JSON-able values."""
-    here = Path(__file__).parent
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        cwd=here,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    packages = "semore-bench gymnasium mujoco dm_control metaworld shimmy torch numpy opencv-python-headless".split()
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return {
-        "commit": git.stdout.strip() or "unknown",
-        "versions": versions,
-        "hardware": {
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "torch_threads": torch.get_num_threads(),
-            "memory_gigabytes": round(psutil.virtual_memory().total / 1e9, 1),
-            "system": platform.platform(),
-        },
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"unknown --device {name!r}; type cpu, cuda or cuda:<number>") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"--device {name} is not there ({torch.cuda.device_count()} GPUs found); type --device cpu, or see "
-            "`semore-bench doctor`"
-        )
-    return device
-
-
-def _track(directory: Path, agent: str, args: CommonArgs) -> None:
-    try:
-        import wandb
-    except ImportError:
-        raise UserError('--track needs the wandb package; type: pip install "semore-bench[track]"') from None
-    wandb.init(
-        project="semore-bench",
-        name=f"{agent}__{args.env_id}__{args.seed}",
-        id=re.sub(r"[^\w-]+", "-", str(directory.resolve()))[-64:],
-        resume="allow",
-        dir=directory,
-        config=dataclasses.asdict(args),
-        sync_tensorboard=True,
-    )

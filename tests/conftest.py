@@ -25,3 +25,21 @@ def trained(tmp_path_factory):
     model, losses = train(corpus, Settings(updates=80, batch_size=16), folder / "state.pt", TINY)
     model.save(folder, used_tokens(corpus, model))
     return folder, corpus, model, losses
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="the long form of the fault suite (tests/faults)")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says how many faults `tests/faults` made and survived, all processes of the session together."""
+    reports = [report for group in terminalreporter.stats.values() for report in group]
+    counts = [
+        value
+        for report in reports
+        for name, value in getattr(report, "user_properties", ())  # filled in when the fixture is torn down
+        if name == "faults"
+    ]
+    if counts:
+        made, survived = (sum(count[name] for count in counts) for name in ("made", "survived"))
+        terminalreporter.write_line(f"{made} faults made, {survived} survived")

@@ -1,0 +1,92 @@
+"""Where and with what a run is computed, and who is told."""
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from semore_bench.args import CommonArgs
+from wrappers.errors import UserError
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Commit, versions and hardware, as JSON-able values."""
+    here = Path(__file__).parent
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    packages = "semore-bench gymnasium mujoco dm_control metaworld shimmy torch numpy opencv-python-headless".split()
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "commit": git.stdout.strip() or "unknown",
+        "versions": versions,
+        "hardware": {
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            "memory_gigabytes": round(psutil.virtual_memory().total / 1e9, 1),
+            "system": platform.platform(),
+        },
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def find_device(name: str) -> torch.device:
+    """The device that `--device` names.
+
+    Raises:
+        UserError: there is none of that name, or it is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown --device {name!r}; type cpu, cuda or cuda:<number>") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"--device {name} is not there ({torch.cuda.device_count()} GPUs found); type --device cpu, or see "
+            "`semore-bench doctor`"
+        )
+    return device
+
+
+def track(directory: Path, agent: str, args: CommonArgs) -> None:
+    """Sends what TensorBoard gets to Weights & Biases too."""
+    try:
+        import wandb
+    except ImportError:
+        raise UserError('--track needs the wandb package; type: pip install "semore-bench[track]"') from None
+    wandb.init(
+        project="semore-bench",
+        name=f"{agent}__{args.env_id}__{args.seed}",
+        id=re.sub(r"[^\w-]+", "-", str(directory.resolve()))[-64:],
+        resume="allow",
+        dir=directory,
+        config=dataclasses.asdict(args),
+        sync_tensorboard=True,
+    )
