@@ -19,12 +19,28 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.wrappers import RescaleAction, TimeLimit
 
 from semore_bench.memory import keep_freed_memory
-from wrappers import ActionRepeat, CaptionObservation, OpticalFlowObservation, PixelObservation
+from wrappers import (
+    ActionRepeat,
+    CaptionObservation,
+    OpticalFlowObservation,
+    PixelObservation,
+    SeededMetaWorld,
+    VectorAction,
+)
+from wrappers.action_repeat import success_of
 from wrappers.backends.annotation import Annotation, Annotator
 from wrappers.backends.opengl import preload_triton
 from wrappers.errors import UserError
 
 META_WORLD = "Meta-World/"
+REGISTERED_BY = {
+    "dm_control/": "shimmy",
+    "ALE/": "ale_py",
+    "MiniGrid-": "minigrid",
+    "BabyAI-": "minigrid",
+    "MiniWorld-": "miniworld",
+}
+"""packages that register their ids when they are imported, by how the ids begin; for others, type `module:id`"""
 VLM_FRAME_SIZE = 224
 """pixels of the frame that is drawn for a vision-language model, where the environment can"""
 CAPTION_INFO = ("frame_step", "annotations", "annotation_ages", "caption")
@@ -39,9 +55,10 @@ class EnvConfig:
 
     `image_size` in pixels. `action_repeat` in simulator steps per agent step. `flow`: estimator, or None for no flow.
     `annotator`: who annotates every `annotate_every`-th frame; see `make_annotator`, also for `task_description`,
-    `clip` and `annotation_cache`. `caption_mode`: see `CaptionObservation`; auto is "sync" for the simulator,
-    "pipelined" for the embedded models and "async" for others. `quality`: MuJoCo rendering, see `PixelObservation`.
-    `camera`: camera id or name, None for the environment's usual one. `text`: put the caption into the observation.
+    `clip` and `annotation_cache`. `caption_mode`: see `CaptionObservation`; auto is "sync" for the simulator and
+    for annotators that look into the environment, "pipelined" for the embedded models and "async" for others.
+    `quality`: MuJoCo rendering, see `PixelObservation`. `camera`: camera id or name, None for the environment's usual
+    one. `text`: put the caption into the observation.
     """
 
     image_size: int = 84
@@ -78,13 +95,8 @@ def make_env(env_id: str, config: EnvConfig = EnvConfig()) -> gym.Env:
 def _wrap(env: gym.Env, env_id: str, config: EnvConfig) -> gym.Env:
     if _has_no_time_limit(env):
         env = TimeLimit(env, DEFAULT_TIME_LIMIT)
-    box = env.action_space
-    if isinstance(box, spaces.Box):
-        if not box.is_bounded():
-            raise UserError(
-                f"{env_id} has unbounded actions ({box}); wrap it so that they are bounded, then register it"
-            )
-        env = RescaleAction(env, np.float32(-1), np.float32(1))
+    if isinstance(env.action_space, spaces.Box):
+        env = RescaleAction(VectorAction(env), -1.0, 1.0)
     env = ActionRepeat(env, config.action_repeat)
     env = PixelObservation(env, size=config.image_size, camera=config.camera, quality=config.quality)
     if config.flow is not None:
@@ -94,7 +106,11 @@ def _wrap(env: gym.Env, env_id: str, config: EnvConfig) -> gym.Env:
 
 def _add_captions(env: gym.Env, config: EnvConfig) -> gym.Env:
     annotator, size = config.annotator, None
-    usual = {"simulator": "sync", "embedded": "pipelined"}.get(annotator, "async")
+    usual = "async"
+    if annotator == "simulator" or hasattr(annotator, "attach"):  # sees the present alone
+        usual = "sync"
+    elif annotator == "embedded":
+        usual = "pipelined"
     if is_vlm(annotator):
         size = VLM_FRAME_SIZE
     if isinstance(annotator, str) and annotator != "simulator":
@@ -157,16 +173,11 @@ def _quietly() -> Iterator[None]:
 
 
 def _make_registered(env_id: str) -> gym.Env:
-    # Packages that register their ids when they are imported; gymnasium.make says what is missing.
-    package = {"dm_control": "shimmy", "ALE": "ale_py"}.get(env_id.split("/")[0])
-    if package is not None and importlib.util.find_spec(package) is not None:
-        importlib.import_module(package)
+    for prefix, package in REGISTERED_BY.items():  # gymnasium.make says what is missing
+        if env_id.startswith(prefix) and importlib.util.find_spec(package) is not None:
+            importlib.import_module(package)
     try:
-        env = gym.make(env_id, render_mode="rgb_array", disable_env_checker=True)
-        if "rgb_array" not in env.metadata.get("render_modes", ()):
-            env.close()
-            env = gym.make(env_id, disable_env_checker=True)  # may still have pixels in its observation
-        return env
+        return _make_rendered(env_id)
     except (gym.error.UnregisteredEnv, gym.error.DependencyNotInstalled, ModuleNotFoundError) as error:
         from semore_bench.listing import nearest_ids
 
@@ -176,6 +187,19 @@ def _make_registered(env_id: str) -> gym.Env:
                 f"unknown environment id {env_id!r}; the nearest are {near}; `semore-bench list envs` shows all"
             ) from None
         raise UserError(f"{env_id} needs a package that is missing: {error}") from None
+
+
+def _make_rendered(env_id: str) -> gym.Env:
+    """Makes an environment that renders, if it can: others may still have pixels in their observation."""
+    try:
+        env = gym.make(env_id, render_mode="rgb_array", disable_env_checker=True)
+    except (TypeError, ValueError, AssertionError):
+        # of a constructor that knows no render_mode, or not this one; if it is something else, it comes again
+        return gym.make(env_id, disable_env_checker=True)
+    if "rgb_array" in env.metadata.get("render_modes", ()):
+        return env
+    env.close()
+    return gym.make(env_id, disable_env_checker=True)
 
 
 def _make_meta_world(task: str) -> gym.Env:
@@ -192,28 +216,6 @@ def _make_meta_world(task: str) -> gym.Env:
     return SeededMetaWorld(env)
 
 
-class SeededMetaWorld(gym.Wrapper, gym.utils.RecordConstructorArgs):
-    """Makes `reset(seed=...)` true for Meta-World: it determines the goal and the objects' places too.
-
-    Meta-World ignores the seed given to `reset` and draws goals from a fixed list of tasks, or from NumPy's global
-    generator; here each reset draws them from the environment's own seeded generator.
-    """
-
-    def __init__(self, env: gym.Env):
-        gym.utils.RecordConstructorArgs.__init__(self)
-        gym.Wrapper.__init__(self, env)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Resets with a goal drawn from `seed`, or from where the generator stands."""
-        inner = self.unwrapped
-        inner._freeze_rand_vec = False
-        inner.seeded_rand_vec = True
-        if seed is not None:
-            inner.seed(seed)
-            self.np_random = np.random.default_rng(seed)
-        return self.env.reset(seed=seed, options=options)
-
-
 def _has_no_time_limit(env: gym.Env) -> bool:
     if env.spec is not None and env.spec.max_episode_steps is not None:
         return False
@@ -228,14 +230,14 @@ def _has_no_time_limit(env: gym.Env) -> bool:
 
 
 def episode_seed(seed: int, episode: int) -> int:
-    """The seed of a training episode: a hash, so that runs with neighbouring seeds share no episode."""
-    return int(np.random.SeedSequence([seed, episode]).generate_state(1)[0])
+    """The seed of a training episode, below 2**31: a hash, so that runs with neighbouring seeds share no episode."""
+    return int(np.random.SeedSequence([seed, episode]).generate_state(1)[0]) % 2**31  # some environments take an int32
 
 
 class _Replayable(gym.Wrapper):
     """Lets a worker run an interrupted episode again, up to where it was: `options["actions"][index]`.
 
-    Says what `CAPTION_INFO` names at resets and with new annotations alone.
+    Of `info`, what the harness needs leaves the worker: see `_sent`.
     """
 
     def __init__(self, env: gym.Env, index: int):
@@ -244,17 +246,29 @@ class _Replayable(gym.Wrapper):
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
-        if "annotations" in info and not info["annotations"]:  # no news: what is sent every step costs time every step
-            info = {name: value for name, value in info.items() if name not in CAPTION_INFO}
-        return observation, reward, terminated, truncated, info
+        return observation, reward, terminated, truncated, _sent(info)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         options = dict(options or {})
         actions = options.pop("actions", None)
-        observation, info = self.env.reset(seed=seed, options=options)
+        observation, info = self.env.reset(seed=seed, options=options or None)
         for action in () if actions is None else actions[self._index]:
             observation, _, _, _, info = self.env.step(action)
-        return observation, {key: value for key, value in info.items() if key != "annotations" or actions is None}
+        sent = _sent(info, is_first=True)
+        return observation, {key: value for key, value in sent.items() if key != "annotations" or actions is None}
+
+
+def _sent(info: dict[str, Any], is_first: bool = False) -> dict[str, Any]:
+    """What of `info` crosses to the learner: `env_step`, success, and what `CAPTION_INFO` names.
+
+    The latter at resets and with new annotations alone, since what is sent every step costs time every step. What else
+    an environment says may be of any shape and type, which vectorised environments cannot put together.
+    """
+    is_news = is_first or info.get("annotations")
+    names = "env_step", "success_any", *(CAPTION_INFO if is_news else ())
+    sent = {name: info[name] for name in names if name in info}
+    success = success_of(info)
+    return sent if success is None else sent | {"success": success}
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ class Episode:
         """Counts one agent step."""
         self.episode_return += step.reward
         self.length = int(step.info["env_step"])
-        if "success" in step.info:
-            self.success_last = int(step.info["success"] > 0)
-            self.success_any = max(self.success_last, self.success_any or 0)
+        if "success_any" in step.info:  # at any simulator step of this one
+            self.success_any = max(int(step.info["success_any"]), self.success_any or 0)
+            self.success_last = int(step.info.get("success", 0.0) > 0)
 
 
 class FrameStack:

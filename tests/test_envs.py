@@ -1,8 +1,10 @@
 """Environments made from ids: spaces, seeds, workers, and clients that were not written for them."""
 
 import json
+import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -10,8 +12,10 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env, data_equivalence
 
-from semore_bench.envs import EnvConfig, Workers, episode_seed, make_env
-from semore_bench.evaluation import FIRST_SEED, FrameStack, evaluate
+from semore_bench.envs import EnvConfig, Step, Workers, _Maker, episode_seed, make_env
+from semore_bench.evaluation import FIRST_SEED, Episode, FrameStack, evaluate
+from tests import odd_envs
+from wrappers import ActionRepeat, SeededMetaWorld, VectorAction
 from wrappers.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -91,6 +95,129 @@ def test_meta_world_reports_success_and_stops_at_its_time_limit():
         if terminated or truncated:
             break
     assert (steps, info["env_step"], terminated) == (10, 500, False)
+    env.close()
+
+
+def test_meta_world_by_hand_is_seeded_too():
+    import metaworld  # noqa: F401  (registers its ids)
+
+    env = gym.make("Meta-World/MT1", env_name="reach-v3", seed=0)
+    goals = []
+    for seed in (1, 2, 1):
+        SeededMetaWorld(env).reset(seed=seed)
+        goals.append(env.unwrapped._target_pos.copy())
+    assert np.array_equal(goals[0], goals[2])
+    assert not np.array_equal(goals[0], goals[1])
+    env.close()
+
+
+ODD = EnvConfig(image_size=40, action_repeat=2, flow=None)
+
+
+@pytest.mark.parametrize("name", odd_envs.INFOS)
+def test_what_an_environment_says_in_info_stays_in_its_worker(name):
+    """But for success and what the harness counts: everything else is of any shape, or cannot be sent at all."""
+    number = list(odd_envs.INFOS).index(name)
+    makers = [_Maker(f"tests.odd_envs:OddInfo{number}-v0", ODD, index) for index in range(2)]
+    envs = gym.vector.SyncVectorEnv(makers, autoreset_mode=gym.vector.AutoresetMode.DISABLED)
+    envs.reset(seed=[0, 1])
+    for count in (2, 4):
+        *_, infos = envs.step(np.zeros((2, 2), np.float32))
+        pickle.dumps(infos)
+        assert set(infos) <= {name for key in ("env_step", "success", "success_any") for name in (key, f"_{key}")}
+        assert infos["env_step"].tolist() == [count, count]
+    reports = name in ("bool", "float", "array", "is-success", "now-and-then")
+    assert ("success_any" in infos) == reports
+    if reports:
+        assert infos["success_any"].tolist() == [True, True], "at the third simulator step, inside a repeat"
+    envs.close()
+
+
+def test_workers_step_whatever_the_infos_are():
+    config = replace(ODD, action_repeat=1)
+    number = list(odd_envs.INFOS).index("everything")
+    with Workers(f"tests.odd_envs:OddInfo{number}-v0", config, num_envs=2) as workers:
+        workers.reset([0, 1])
+        for _ in range(15):
+            workers.send(np.zeros((2, 2), np.float32))
+            steps = workers.receive(iter([2, 3]))
+            assert all(set(step.info) <= {"env_step", "success", "success_any"} for step in steps)
+
+
+@pytest.mark.parametrize(("action_repeat", "last"), [(1, 0), (2, 1), (3, 0), (6, 0)])
+def test_success_is_counted_at_every_simulator_step(action_repeat, last):
+    class Lucky(odd_envs.Odd):
+        def step(self, action):
+            *rest, _ = super().step(action)
+            return *rest, {"success": self.count in (5, 12 * last)}
+
+    env, counted = ActionRepeat(Lucky(), action_repeat), Episode(seed=0)
+    env.reset(seed=0)
+    while True:
+        observation, reward, terminated, truncated, info = env.step(np.zeros(2, np.float32))
+        counted.add(Step(np.zeros(2), reward, terminated, truncated, observation, info))
+        if terminated or truncated:
+            break
+    assert (counted.success_any, counted.success_last) == (1, last)
+
+
+@pytest.mark.parametrize("name", odd_envs.ACTIONS)
+def test_actions_of_any_shape_and_type(name):
+    number = list(odd_envs.ACTIONS).index(name)
+    env = make_env(f"tests.odd_envs:OddAction{number}-v0", ODD)
+    space, inner = env.action_space, odd_envs.ACTIONS[name]
+    if not isinstance(inner, gym.spaces.Box):
+        assert space == inner
+        return
+    assert space.shape == (int(np.prod(inner.shape)),)
+    assert (space.low == -1).all()
+    assert (space.high == 1).all()
+    env.reset(seed=0)
+    for value in (-1.0, 0.0, 1.0, 1.5):
+        env.step(np.full(space.shape, value, np.float32))
+    lowest, middle, highest, clipped = env.unwrapped.taken[::2]
+    assert np.array_equal(lowest, inner.low)
+    assert np.array_equal(highest, inner.high)
+    assert np.array_equal(clipped, inner.high)
+    expected = (inner.low.astype(float) + inner.high) / 2
+    assert middle == pytest.approx(expected, abs=0.5 if inner.dtype.kind in "iu" else 1e-6)
+    env.close()
+
+
+def test_integers_have_equal_shares_of_the_range():
+    number = list(odd_envs.ACTIONS).index("integers")
+    env = make_env(f"tests.odd_envs:OddAction{number}-v0", replace(ODD, action_repeat=1))
+    env.reset(seed=0)
+    for value in np.linspace(-1, 1, 100):
+        env.step(np.full(2, value, np.float32))
+    assert np.bincount([action[0] for action in env.unwrapped.taken]).tolist() == [20] * 5
+
+
+def test_unbounded_actions_are_refused():
+    env = odd_envs.Odd()
+    env.action_space = gym.spaces.Box(-np.inf, np.inf, (2,))
+    with pytest.raises(UserError, match="bounded"):
+        VectorAction(env)
+
+
+def test_seeds_of_episodes_fit_in_an_int32():
+    seeds = [episode_seed(seed, episode) for seed in range(20) for episode in range(20)]
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert len(set(seeds)) == 400
+
+
+@pytest.mark.parametrize("name", ["OddNoRenderMode-v0", "OddHumanAlone-v0"])
+def test_a_constructor_that_knows_no_rgb_array(name):
+    env = make_env(f"tests.odd_envs:{name}", ODD)
+    assert env.reset(seed=0)[0]["rgb"].mean() > 30
+    env.close()
+
+
+def test_an_annotator_that_looks_into_the_environment_is_waited_for():
+    from wrappers.backends.simulator import SimulatorAnnotator
+
+    env = make_env("dm_control/cartpole-swingup-v0", replace(SMALL, annotator=SimulatorAnnotator()))
+    assert env.get_wrapper_attr("mode") == "sync"
     env.close()
 
 

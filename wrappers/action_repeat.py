@@ -5,16 +5,21 @@ from __future__ import annotations
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
 from wrappers.errors import UserError
+
+SUCCESS_KEYS = ("success", "is_success")
+"""what environments call success in `info`; the first that says anything counts"""
 
 
 class ActionRepeat(gym.Wrapper, RecordConstructorArgs):
     """Applies each action `n` times, or until the episode ends, and returns the sum of the rewards.
 
-    `info["env_step"]` counts simulator steps since the reset of the episode (0 at reset). Raises `UserError` unless
-    `n` is a whole number from 1 on.
+    `info` is that of the last simulator step, with two additions: `env_step` counts simulator steps since the reset of
+    the episode (0 at reset), and `success_any`, where the environment reports success, says whether it did at any of
+    the steps. Raises `UserError` unless `n` is a whole number from 1 on.
 
     >>> env = ActionRepeat(gym.make("CartPole-v1"), 4)
     >>> _, info = env.reset(seed=0)
@@ -37,11 +42,30 @@ class ActionRepeat(gym.Wrapper, RecordConstructorArgs):
         return observation, info | {"env_step": 0}
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        total = 0.0
+        total, successes = 0.0, []
         for _ in range(self.n):
             observation, reward, terminated, truncated, info = self.env.step(action)
             total += float(reward)
             self._env_step += 1
+            if (success := success_of(info)) is not None:
+                successes.append(success > 0)
             if terminated or truncated:
                 break
-        return observation, total, terminated, truncated, info | {"env_step": self._env_step}
+        added = {"env_step": self._env_step} | ({"success_any": any(successes)} if successes else {})
+        return observation, total, terminated, truncated, info | added
+
+
+def success_of(info: dict[str, Any]) -> float | None:
+    """The success that `info` reports under one of `SUCCESS_KEYS`: a bool, a number or an array of one; None if none.
+
+    What is of another kind is not understood, and counts as no report.
+    """
+    for key in SUCCESS_KEYS:
+        value = info.get(key)
+        if isinstance(value, (list, tuple)) and len(value) == 1:
+            (value,) = value
+        if isinstance(value, (int, float, np.generic, np.ndarray)) and np.size(value) == 1:
+            value = np.asarray(value)
+            if value.dtype.kind in "biuf":
+                return float(value.item())
+    return None
