@@ -16,7 +16,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
-from gymnasium.wrappers import RescaleAction, TimeLimit
+from gymnasium.wrappers import FlattenObservation, RescaleAction, TimeLimit, TransformObservation
 
 from semore_bench.memory import keep_freed_memory
 from wrappers import (
@@ -58,7 +58,8 @@ class EnvConfig:
     `clip` and `annotation_cache`. `caption_mode`: see `CaptionObservation`; auto is "sync" for the simulator and
     for annotators that look into the environment, "pipelined" for the embedded models and "async" for others.
     `quality`: MuJoCo rendering, see `PixelObservation`. `camera`: camera id or name, None for the environment's usual
-    one. `text`: put the caption into the observation.
+    one. `text`: put the caption into the observation. `state`: observe what the environment itself does, flattened,
+    as "state" and nothing else; nothing is rendered.
     """
 
     image_size: int = 84
@@ -73,6 +74,7 @@ class EnvConfig:
     quality: Literal["fast", "reference"] = "fast"
     camera: int | str | None = None
     text: bool = False
+    state: bool = False
 
 
 def make_env(env_id: str, config: EnvConfig = EnvConfig()) -> gym.Env:
@@ -98,10 +100,28 @@ def _wrap(env: gym.Env, env_id: str, config: EnvConfig) -> gym.Env:
     if isinstance(env.action_space, spaces.Box):
         env = RescaleAction(VectorAction(env), -1.0, 1.0)
     env = ActionRepeat(env, config.action_repeat)
+    if config.state:
+        return _state_observation(env, env_id)
     env = PixelObservation(env, size=config.image_size, camera=config.camera, quality=config.quality)
     if config.flow is not None:
         env = OpticalFlowObservation(env, estimator=config.flow)
     return env if config.annotator == "none" else _add_captions(env, config)
+
+
+def _state_observation(env: gym.Env, env_id: str) -> gym.Env:
+    pictures = [space for space in _leaves(env.observation_space) if space.dtype == np.uint8 and len(space.shape) > 1]
+    if pictures:
+        raise UserError(f"{env_id} observes pixels and no state: an agent that learns from states cannot use it")
+    env = FlattenObservation(env)
+    space = spaces.Dict({"state": spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)})
+    return TransformObservation(env, lambda state: {"state": state.astype(np.float32)}, space)
+
+
+def _leaves(space: spaces.Space) -> list[spaces.Space]:
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = space.values() if isinstance(space, spaces.Dict) else space.spaces
+        return [leaf for part in parts for leaf in _leaves(part)]
+    return [space]
 
 
 def _add_captions(env: gym.Env, config: EnvConfig) -> gym.Env:

@@ -57,14 +57,15 @@ class FrameStack:
         self._frames[env] = [*self._frames[env][1:], self._kept(observation)]
 
     def _kept(self, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        kept = {"rgb": observation["rgb"].copy()}
+        kept = {"rgb": observation["rgb"].copy()} if "rgb" in observation else {"features": observation["state"].copy()}
         if "flow" in observation:
             kept["flow"] = encode_flow(observation["flow"], self._flow_bound)
         return kept
 
     def stack(self) -> dict[str, np.ndarray]:
-        """uint8 rgb (N, k, H, W, 3) and, if there is flow, flow (N, k-1, H, W, 2)."""
-        stacked = {"rgb": np.stack([[frame["rgb"] for frame in frames] for frames in self._frames])}
+        """As `Replay.latest`: uint8 rgb (N, k, H, W, 3) and flow (N, k-1, H, W, 2), or states as features (N, k, F)."""
+        name = "rgb" if "rgb" in self._frames[0][0] else "features"
+        stacked = {name: np.stack([[frame[name] for frame in frames] for frames in self._frames])}
         if "flow" in self._frames[0][0] and self._size > 1:
             stacked["flow"] = np.stack([[frame["flow"] for frame in frames[1:]] for frames in self._frames])
         return stacked
