@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from wrappers.backends.annotators import check_annotator
+from wrappers.backends.annotators import check_annotator, check_grid
 from wrappers.errors import UserError
 
 
@@ -35,6 +35,9 @@ class CommonArgs:
     transformers:<model or folder> or openai:<base url>#<model>"""
     annotate_every: int = 8
     """agent steps between two annotated frames"""
+    annotation_grid: int | None = None
+    """patches per side of the annotations' maps (default: 16 for simulator and embedded, 28 for others with ViT-B-16,
+    what another --clip sees at its usual size)"""
     task_description: str = ""
     """the task in a sentence, for the prompt of a vision-language model"""
     clip: str | None = None
@@ -93,6 +96,7 @@ class CommonArgs:
             if getattr(self, name) < 1:
                 raise UserError(f"{flag(name)} must be at least 1, got {getattr(self, name)}")
         check_annotator(self.annotator)
+        check_grid(self.annotation_grid)
         if self.preset == "auto":
             self.preset = "lite" if self.image_size and self.image_size <= 64 else "reference"
         if self.image_size is None:
@@ -113,7 +117,7 @@ class CommonArgs:
     @property
     def guidance(self) -> dict[str, Any]:
         """The settings of an `EnvConfig` that say who annotates what."""
-        names = "annotator", "annotate_every", "task_description", "clip", "annotation_cache"
+        names = "annotator", "annotate_every", "annotation_grid", "task_description", "clip", "annotation_cache"
         return {name: getattr(self, name) for name in names}
 
     @property

@@ -55,11 +55,11 @@ class EnvConfig:
 
     `image_size` in pixels. `action_repeat` in simulator steps per agent step. `flow`: estimator, or None for no flow.
     `annotator`: who annotates every `annotate_every`-th frame; see `make_annotator`, also for `task_description`,
-    `clip` and `annotation_cache`. `caption_mode`: see `CaptionObservation`; auto is "sync" for the simulator and
-    for annotators that look into the environment, "pipelined" for the embedded models and "async" for others.
-    `quality`: MuJoCo rendering, see `PixelObservation`. `camera`: camera id or name, None for the environment's usual
-    one. `text`: put the caption into the observation. `state`: observe what the environment itself does, flattened,
-    as "state" and nothing else; nothing is rendered.
+    `clip`, `annotation_cache` and, as `grid`, `annotation_grid`. `caption_mode`: see `CaptionObservation`; auto is
+    "sync" for the simulator and for annotators that look into the environment, "pipelined" for the embedded models and
+    "async" for others. `quality`: MuJoCo rendering, see `PixelObservation`. `camera`: camera id or name, None for the
+    environment's usual one. `text`: put the caption into the observation. `state`: observe what the environment itself
+    does, flattened, as "state" and nothing else; nothing is rendered.
     """
 
     image_size: int = 84
@@ -67,6 +67,7 @@ class EnvConfig:
     flow: Literal["dis", "farneback", "simulator"] | None = "dis"
     annotator: str | Annotator = "none"
     annotate_every: int = 8
+    annotation_grid: int | None = None
     task_description: str = ""
     clip: str | None = None
     annotation_cache: str | None = None
@@ -133,13 +134,15 @@ def _add_captions(env: gym.Env, config: EnvConfig) -> gym.Env:
         usual = "pipelined"
     if is_vlm(annotator):
         size = VLM_FRAME_SIZE
-    if isinstance(annotator, str) and annotator != "simulator":
+    if isinstance(annotator, str):
         from wrappers.backends.annotators import make_annotator
 
         # The embedded models are too small to be worth a GPU, and what is on its way there and back.
         device = "cpu" if annotator == "embedded" else None
         cache = config.annotation_cache if size else None
-        annotator = make_annotator(annotator, config.task_description, config.clip, device, cache)
+        annotator = make_annotator(
+            annotator, config.task_description, config.clip, device, cache, config.annotation_grid
+        )
     return CaptionObservation(
         env,
         annotator=annotator,
@@ -315,7 +318,9 @@ class _Maker:
         elif needs_models:  # Gymnasium makes one in the learner's process too, and asks for its spaces alone
             from wrappers.backends.annotators import annotation_shape
 
-            config = replace(config, annotator=_Shape(*annotation_shape(annotator, config.clip)))
+            config = replace(
+                config, annotator=_Shape(*annotation_shape(annotator, config.clip, config.annotation_grid))
+            )
         return _Replayable(make_env(self.env_id, config), self.index)
 
 

@@ -29,7 +29,7 @@ from wrappers.backends.annotation import (
     SyncAnnotator,
     patch_probabilities,
 )
-from wrappers.backends.annotators import BACKGROUND, VisionLanguageAnnotator, make_annotator
+from wrappers.backends.annotators import BACKGROUND, VisionLanguageAnnotator, annotation_shape, make_annotator
 
 
 def random_frames(count: int, seed: int = 0) -> np.ndarray:
@@ -524,7 +524,7 @@ def test_embedded_models_are_loaded_from_the_package(trained, monkeypatch):
     assert observation["caption"] == info["caption"]
     assert info["caption"] in ("a box; it is white", "a box; it is orange")
     assert info["annotations"][0].source == "embedded"
-    assert observation["relevance"].shape == (8, 8)
+    assert observation["relevance"].shape == 2 * (make_annotator("embedded").grid,)
     rebuilt = env.spec.make()
     assert rebuilt.reset(seed=0)[1]["annotations"] == info["annotations"]
 
@@ -567,6 +567,45 @@ def test_annotators_by_name(models, tmp_path):
     server = make_annotator("openai:http://127.0.0.1:9/v1#m", clip=clip)
     assert server.source == "openai:http://127.0.0.1:9/v1#m"
     assert server.grid == 4
+    assert annotation_shape(server.source, clip) == (8, 4)
+
+
+@pytest.mark.parametrize("grid", [3, 8, 14])
+def test_annotations_are_as_fine_as_asked_for(models, tmp_path, grid):
+    clip, spec = str(models / "clip"), f"transformers:{models / 'captioner'}"
+    annotator = make_annotator(spec, clip=clip, cache_directory=tmp_path, grid=grid)
+    assert annotation_shape(spec, clip, grid) == (annotator.embedding_dim, annotator.grid) == (8, grid)
+    [annotation] = annotator.annotate(random_frames(1), [0])
+    assert annotation.patch_probabilities.shape == (5, grid, grid)
+    assert annotator.identity != make_annotator(spec, clip=clip).identity
+    assert make_annotator("simulator", grid=grid).grid == grid
+
+
+def test_usual_grids():
+    assert make_annotator("simulator").grid == 16
+    assert annotation_shape("transformers:any") == (512, 28), "ViT-B-16 at 448 pixels"
+    assert annotation_shape("transformers:any", grid=14) == (512, 14)
+    embedded = make_annotator("embedded", device="cpu")
+    assert annotation_shape("embedded") == (embedded.embedding_dim, embedded.grid)
+
+
+@pytest.mark.parametrize("spec", ["simulator", "embedded", "openai:http://127.0.0.1:9/v1#m"])
+def test_impossible_grids_are_refused(spec):
+    with pytest.raises(UserError, match="--annotation-grid must be at least 1, got 0"):
+        make_annotator(spec, grid=0)
+    with pytest.raises(UserError, match="--annotation-grid must be at least 1, got -3"):
+        annotation_shape(spec, grid=-3)
+
+
+def test_a_tower_with_a_grid_of_its_own_refuses_others(tmp_path):
+    from tests.tiny_models import save_clip
+
+    resnet = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 64}
+    clip, spec = str(save_clip(tmp_path, resnet)), "openai:http://127.0.0.1:9/v1#m"
+    assert annotation_shape(spec, clip) == annotation_shape(spec, clip, 2) == (8, 2)
+    for ask in (annotation_shape, lambda *of: make_annotator(of[0], clip=of[1], grid=of[2])):
+        with pytest.raises(UserError, match="sees 2 x 2 patches and no other number"):
+            ask(spec, clip, 16)
 
 
 @pytest.mark.parametrize("spec", ["embeded", "openai", "hf:SmolVLM", ""])

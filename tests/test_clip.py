@@ -202,6 +202,24 @@ def test_frames_are_resized_and_independent_of_their_batch(folder):
     np.testing.assert_allclose(*clip.patch_features(flat), atol=1e-4)
 
 
+@pytest.mark.parametrize("mode", ["clearclip", "maskclip"])
+def test_a_finer_grid_sees_a_larger_image(folder, mode):
+    clip = ClipGrounding(folder, mode=mode, grid=6)
+    assert clip.grid == 6
+    frames = random_frames(2, 48)
+    visual = open_clip.create_model(f"local-dir:{folder}", force_image_size=48).eval().visual
+    expected = loop_reference(visual, normalised(frames), mode)
+    np.testing.assert_allclose(clip.patch_features(frames), expected, atol=2e-5)
+    assert ClipGrounding(folder, mode=mode, grid=4).identity == ClipGrounding(folder, mode=mode).identity
+
+
+def test_a_tower_that_sees_one_size_alone_refuses_another_grid(tmp_path):
+    folder = save_clip(tmp_path, RESNET)
+    assert ClipGrounding(folder, grid=2).grid == 2
+    with pytest.raises(UserError, match="sees 2 x 2 patches and no other number.*3 per side.*ViT-B-16"):
+        ClipGrounding(folder, grid=3)
+
+
 def test_identity_tells_models_and_settings_apart(folder, tmp_path):
     other = save_clip(tmp_path / "other", {**VIT, "layers": 2})
     grounding = [

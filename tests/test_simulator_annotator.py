@@ -1,5 +1,6 @@
 """The simulator's captions and masks, against what the renderer draws and against states set by hand."""
 
+import copy
 from collections.abc import Callable
 
 import gymnasium as gym
@@ -66,12 +67,17 @@ class Stage:
         return self.env.renderer.rgb().astype(int)
 
     def mask(self, name: str) -> np.ndarray:
+        return self.shares(name) > 0.5
+
+    def shares(self, name: str) -> np.ndarray:
         annotation = self.annotate()
-        return annotation.patch_probabilities[annotation.class_names.index(name)] == 1
+        return annotation.patch_probabilities[annotation.class_names.index(name)]
 
     def centre(self, name: str) -> np.ndarray:
         """Image position (right, down) of what is drawn of a part, 0-1."""
-        return (np.argwhere(self.mask(name)).mean(0)[::-1] + 0.5) / SIZE
+        shares = self.shares(name)
+        places = (np.argwhere(shares >= 0) * shares.reshape(-1, 1)).sum(0) / shares.sum()
+        return (places[::-1] + 0.5) / SIZE
 
 
 def dmc(task: str, **options) -> Stage:
@@ -93,16 +99,51 @@ def stage() -> Callable[[str], Stage]:
 # ---- masks ----
 
 
+def test_a_thin_pole_is_not_lost_between_pixels():
+    """Its share of the image hardly depends on where it is, which masks of the frame's own size cannot say."""
+    stage = dmc("cartpole-balance", size=64, grid=16)
+    shares = []
+    for place in np.linspace(-0.2, 0.2, 9):
+        annotation = stage.set(slider=place).annotate()
+        assert annotation.patch_probabilities.shape == (6, 16, 16)
+        shares.append(annotation.patch_probabilities[annotation.class_names.index("pole")].mean())
+    assert np.ptp(shares) < 0.35 * np.mean(shares)
+
+
+@pytest.mark.parametrize("grid", [1, 7, 16, 28])
+def test_a_grid_of_any_size_averages_the_same_picture(grid):
+    fine, coarse = (dmc("walker-walk", size=64, grid=g).annotate() for g in (8 * grid, grid))
+    averaged = fine.patch_probabilities.reshape(-1, grid, 8, grid, 8).mean((2, 4))
+    np.testing.assert_allclose(averaged, coarse.patch_probabilities, atol=0.15 if grid > 7 else 0.05)
+
+
+def test_a_copy_belongs_to_no_environment_yet():
+    stage = dmc("cartpole-balance", grid=4, motion=False)
+    copied = copy.deepcopy(stage.annotator)
+    assert (copied.grid, copied.motion) == (4, False)
+    copied.attach(stage.env)
+    expected = stage.annotate()
+    assert copied.annotate([None], [0]) == [expected]
+
+
+def test_a_grid_without_patches_is_refused():
+    with pytest.raises(UserError, match="at least 1 patch per side, got 0"):
+        SimulatorAnnotator(grid=0)
+
+
 @pytest.mark.parametrize(("size", "grid"), [(64, 8), (84, 8), (20, 7), ((30, 44), 8), (5, 8)])
 def test_patch_probabilities_equal_a_slow_reference_pixel_by_pixel(size, grid):
     stage = dmc("cartpole-swingup", size=size, grid=grid).set(slider=0.7, hinge_1=2.0)
     annotation = stage.annotate()
     of_geom = {"cart": "cart", "pole_1": "pole", "floor": "floor", "rail1": "background", "rail2": "background"}
     of_geom = {stage.model.geom(name).id: kind for name, kind in of_geom.items()} | {-1: "sky"}
-    segmentation = stage.env.renderer.segmentation()
+    segmentation = stage.annotator._renderer.segmentation()
+    height, width = segmentation.shape
+    own = stage.env.renderer
+    assert height >= max(2 * own.height, 4 * grid)
+    assert width * own.height == height * own.width, "the same picture, finer"
     for index, name in enumerate(annotation.class_names):
         drawn = np.array([[of_geom[geom] == name for geom in row] for row in segmentation], float)
-        height, width = drawn.shape
         fine = np.kron(drawn, np.ones((grid, grid)))  # every patch is now a whole number of pixels
         slow = fine.reshape(grid, height, grid, width).mean((1, 3))
         np.testing.assert_allclose(annotation.patch_probabilities[index], slow, atol=1e-5)

@@ -74,7 +74,7 @@ class CaptionObservation(gym.Wrapper, RecordConstructorArgs):
         >>> [(thing.name, thing.relevance) for thing in info["annotations"][0].objects]
         [('pole', 1.0), ('cart', 0.8)]
         >>> observation["relevance"].shape, observation["caption_age"]
-        ((8, 8), array([0], dtype=int32))
+        ((16, 16), array([0], dtype=int32))
     """
 
     def __init__(

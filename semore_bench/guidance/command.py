@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from semore_bench.guidance.frames import DOMAINS, HELD_OUT_FRAMES, Frames, collect, plan
+from semore_bench.guidance.frames import DOMAINS, HELD_OUT_FRAMES, MASK_SIZE, Frames, collect, plan
 from wrappers.backends.captioners import MODELS
 from wrappers.errors import UserError
 
@@ -67,7 +67,7 @@ def train_guidance(
         *plan([*trained, leave_out, "unfamiliar"], "plain", held_out, seed),
     ]
     data: dict[str, list[Frames]] = {"train": [], "varied": [], "plain": []}
-    for shard, part in zip(shards, collect(shards, cache / "frames", workers), strict=True):
+    for shard, part in zip(shards, collect(shards, cache / f"masks-{MASK_SIZE}", workers), strict=True):
         data[shard.split].append(part)
     rendered = time.monotonic()
     corpus = Corpus(data["train"])

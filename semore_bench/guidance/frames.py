@@ -21,12 +21,13 @@ from semore_bench.envs import EnvConfig, make_env
 from semore_bench.tether import follow
 from wrappers.backends.annotation import SceneObject, clean_text
 from wrappers.backends.embedded import UNFAMILIAR
-from wrappers.backends.mujoco import find_simulation
+from wrappers.backends.mujoco import Renderer, find_simulation
 from wrappers.backends.scenes import BACKGROUND, find_scene
 from wrappers.backends.simulator import View
 from wrappers.errors import UserError
 
 SIZE = 64  # pixels
+MASK_SIZE = 128  # pixels of the masks, which are finer than the frames: a pole is one of their pixels wide
 SHARD_FRAMES = 500
 HELD_OUT_FRAMES = 250  # per task, once as environments look and once varied
 EPISODE_FRAMES = 10  # between two changes of look
@@ -89,7 +90,7 @@ class Frames:
     Attributes:
         domain: key of `DOMAINS`, or "unfamiliar".
         images: uint8 (N, 64, 64, 3).
-        classes: uint8 (N, 64, 64), the class that each pixel shows, an index into `class_names`.
+        classes: uint8 (N, 128, 128), the class at each place, an index into `class_names`.
         captions: N texts.
         objects: what matters, the first of the classes.
         class_names: of objects and background.
@@ -149,7 +150,7 @@ def make_shard(shard: Shard, folder: Path) -> None:
     path = folder / f"{shard.name}.npz"
     partial = path.with_suffix(f".{os.getpid()}.partial")
     with partial.open("wb") as file:
-        np.savez(file, images=images, classes=classes, texts=np.array(json.dumps(texts)))
+        np.savez_compressed(file, images=images, classes=classes, texts=np.array(json.dumps(texts)))
     partial.replace(path)
 
 
@@ -167,8 +168,9 @@ def _render(env: gym.Env, shard: Shard, random: np.random.Generator) -> tuple:
     while unseen.has_wrapper_attr("renderer"):  # what is below PixelObservation moves without a picture of each step
         unseen = unseen.env
     renderer = env.get_wrapper_attr("renderer")
+    fine = Renderer(simulation, MASK_SIZE, MASK_SIZE, renderer.camera, renderer.quality)
     images = np.empty((shard.frames, SIZE, SIZE, 3), np.uint8)
-    classes = np.empty((shard.frames, SIZE, SIZE), np.uint8)
+    classes = np.empty((shard.frames, MASK_SIZE, MASK_SIZE), np.uint8)
     captions: list[str] = []
     env.action_space.seed(int(random.integers(2**31)))
     while len(captions) < shard.frames:
@@ -185,7 +187,7 @@ def _render(env: gym.Env, shard: Shard, random: np.random.Generator) -> tuple:
                     _move(unseen, random, steps=int(random.integers(1, 12 if is_pulled else 5)))
                 with _random_state(simulation.model, simulation.data, random, is_set):
                     scene = find_scene(simulation.model)
-                    view = View(simulation, scene, renderer.geometry())
+                    view = View(simulation, scene, fine.geometry())
                     images[len(captions)] = renderer.rgb()
                     classes[len(captions)] = view.classes
                     captions.append(clean_text(scene.domain.caption(view.parts, motion=False)))

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 MAX_CAPTION_LENGTH = 256
 MAX_OBJECTS = 5
 MAX_CLASSES = 10
+DEFAULT_GRID = 16  # patches per side of the simulator's and of the embedded models' annotations
 PRINTABLE = "".join(map(chr, range(32, 127)))  # the ASCII characters a caption may hold
 
 Motion = Literal["moving", "still", "unknown"]

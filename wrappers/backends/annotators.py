@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wrappers.backends.annotation import (
+    DEFAULT_GRID,
     MAX_CLASSES,
     MAX_OBJECTS,
     Annotation,
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 BACKGROUND = ("floor", "sky", "wall", "background")
 DEFAULT_CLIP = "ViT-B-16:laion2b_s34b_b88k"
+DEFAULT_CLIP_GRID = 28
+"""patches per side that it sees at 448 pixels, twice its usual size"""
 
 
 class VisionLanguageAnnotator:
@@ -110,17 +113,62 @@ def check_annotator(spec: str) -> None:
         )
 
 
-def annotation_shape(spec: str, clip: str | None = None) -> tuple[int, int]:
-    """Length of the embeddings and patches per side of what `make_annotator` makes, without loading a captioner."""
-    clip = clip or ("embedded" if spec == "embedded" else DEFAULT_CLIP)
+def check_grid(grid: int | None) -> None:
+    """Raises `UserError` unless annotations can have so many patches per side; None stands for the usual number."""
+    if grid is not None and grid < 1:
+        raise UserError(f"--annotation-grid must be at least 1, got {grid}")
+
+
+def annotation_shape(spec: str, clip: str | None = None, grid: int | None = None) -> tuple[int, int]:
+    """Length of the embeddings and patches per side of what `make_annotator` makes, without loading a captioner.
+
+    Raises:
+        UserError: if CLIP cannot see the patches that are asked for.
+    """
+    check_grid(grid)
+    clip, grid = _choose_clip(spec, clip, grid)
+    config = _clip_config(clip)
+    own = patches_per_side(config)
+    if own is None:
+        made = make_clip(clip, "cpu", grid)
+        return made.dim, made.grid
+    if "dense_head" in config:
+        _refuse_other_grids(clip, own, grid)
+    return config["model_cfg"]["embed_dim"], own if grid is None else grid
+
+
+def patches_per_side(config: Mapping[str, Any]) -> int | None:
+    """What the CLIP of an `open_clip_config.json` sees at its usual size; None where its tower alone can tell."""
+    vision = config.get("model_cfg", {}).get("vision_cfg", {})
+    if "dense_head" in config:
+        return config["dense_head"]["grid"]
+    return vision["image_size"] // vision["patch_size"] if isinstance(vision.get("patch_size"), int) else None
+
+
+def _choose_clip(spec: str, clip: str | None, grid: int | None) -> tuple[str, int | None]:
+    if clip is None and spec != "embedded":
+        return DEFAULT_CLIP, DEFAULT_CLIP_GRID if grid is None else grid
+    return clip or "embedded", grid
+
+
+def _clip_config(clip: str) -> dict[str, Any]:
+    """What is known of a CLIP without loading it, as `open_clip_config.json` says it; empty where nothing is."""
     folder = embedded_model("clip") if clip == "embedded" else Path(clip)
     if folder.is_dir():
-        config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
-        vision = config["vision_cfg"]
-        if "patch_size" in vision:
-            return config["embed_dim"], vision["image_size"] // vision["patch_size"]
-    made = make_clip(clip, "cpu")
-    return made.dim, made.grid
+        return json.loads((folder / "open_clip_config.json").read_text())
+    if clip == DEFAULT_CLIP:
+        import open_clip
+
+        return {"model_cfg": open_clip.get_model_config(clip.partition(":")[0])}
+    return {}
+
+
+def _refuse_other_grids(clip: str, own: int, grid: int | None) -> None:
+    if grid not in (None, own):
+        raise UserError(
+            f"CLIP model {clip} tells {own} x {own} patches apart and no other number, got --annotation-grid {grid}: "
+            "leave it out, or name another model with --clip"
+        )
 
 
 def make_annotator(
@@ -129,6 +177,7 @@ def make_annotator(
     clip: str | None = None,
     device: str | None = None,
     cache_directory: str | Path | None = None,
+    grid: int | None = None,
 ) -> Annotator | None:
     """Makes the annotator that a user named.
 
@@ -140,32 +189,37 @@ def make_annotator(
             "embedded", which is the default with the embedded captioner; `DEFAULT_CLIP` otherwise.
         device: a torch device; by default the GPU where there is one.
         cache_directory: where annotations are kept for other runs; by default they are not.
+        grid: patches per side of the annotations' maps; by default 16 with "simulator" and "embedded", 28 with
+            `DEFAULT_CLIP`, what the model sees at its usual size with another CLIP.
 
     Returns:
         None for "none".
 
     Raises:
-        UserError: if there is no such annotator, or a model of it cannot be loaded.
+        UserError: if there is no such annotator, a model of it cannot be loaded, or it cannot have such a grid.
     """
+    check_grid(grid)
     if spec == "none":
         return None
     if spec == "simulator":
         from wrappers.backends.simulator import SimulatorAnnotator
 
-        return SimulatorAnnotator()
+        return SimulatorAnnotator(grid=DEFAULT_GRID if grid is None else grid)
     check_annotator(spec)
     if spec == "embedded" and clip in (None, "embedded"):
         from wrappers.backends.embedded import EmbeddedAnnotator
 
         annotator = EmbeddedAnnotator(device)
+        _refuse_other_grids("embedded", annotator.grid, grid)
     else:
         captioner = make_captioner(spec, task_description, device)
-        annotator = VisionLanguageAnnotator(captioner, make_clip(clip or DEFAULT_CLIP, device))
+        clip, grid = _choose_clip(spec, clip, grid)
+        annotator = VisionLanguageAnnotator(captioner, make_clip(clip, device, grid))
     return annotator if cache_directory is None else CachedAnnotator(annotator, cache_directory)
 
 
-def make_clip(spec: str, device: str | None = None) -> ClipGrounding:
-    """Makes the CLIP that a user named: see `clip` of `make_annotator`.
+def make_clip(spec: str, device: str | None = None, grid: int | None = None) -> ClipGrounding:
+    """Makes the CLIP that a user named: see `clip` and `grid` of `make_annotator`.
 
     Raises:
         UserError: if there is no such model, or it cannot be loaded.
@@ -173,8 +227,8 @@ def make_clip(spec: str, device: str | None = None) -> ClipGrounding:
     from wrappers.backends.clip import ClipGrounding
 
     if spec == "embedded":
-        return ClipGrounding(embedded_model("clip"), device=device)
+        return ClipGrounding(embedded_model("clip"), device=device, grid=grid)
     if Path(spec).is_dir() or spec.startswith("hf-hub:"):
-        return ClipGrounding(spec, device=device)
+        return ClipGrounding(spec, device=device, grid=grid)
     model, _, weights = spec.partition(":")
-    return ClipGrounding(model, weights, device=device)
+    return ClipGrounding(model, weights, device=device, grid=grid)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import open_clip
@@ -52,6 +52,8 @@ class ClipGrounding:
             al. 2022, arXiv 2112.01071). Convolutional towers apply their head at every location.
         device: a torch device; by default the GPU where there is one.
         templates: sentences with {} around a class name, whose embeddings are averaged.
+        grid: patches per side; by default as many as the model sees at its usual size. Plain vision transformers alone
+            see another number, in larger or smaller images, with their position embeddings resampled.
         dtype: what the towers calculate in; embeddings and features are float32 all the same.
 
     Attributes:
@@ -60,7 +62,8 @@ class ClipGrounding:
         identity: changes whenever embeddings or features may.
 
     Raises:
-        UserError: if there is no such model, its weights cannot be had, or its tower has no features of patches.
+        UserError: if there is no such model, its weights cannot be had, or its tower has no features of patches, or not
+            on such a grid.
 
     Example:
         >>> import open_clip, json, pathlib, tempfile
@@ -84,12 +87,13 @@ class ClipGrounding:
         device: str | None = None,
         templates: Sequence[str] = TEMPLATES,
         dtype: torch.dtype = torch.float32,
+        grid: int | None = None,
     ):
         if mode not in get_args(Mode):
             raise UserError(f"unknown mode {mode!r} of dense CLIP features: expected one of {get_args(Mode)}")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         name, pretrained = _check_source(str(model), pretrained)
-        self._model = _load(name, pretrained).to(self.device, dtype)
+        self._model = _load(name, pretrained, grid).to(self.device, dtype)
         self._dtype = dtype
         self._tokenizer = open_clip.get_tokenizer(name)
         self._templates = tuple(templates)
@@ -106,12 +110,17 @@ class ClipGrounding:
             _, rows, columns, self.dim = self._dense(blank).shape
         if rows != columns:
             raise UserError(f"CLIP model {name} sees {rows} x {columns} patches: only square grids are supported")
+        if grid not in (None, rows):
+            raise UserError(
+                f"CLIP model {name} sees {rows} x {columns} patches and no other number, so annotations cannot have "
+                f"{grid} per side; leave the grid out, or use a model with a plain vision tower, such as ViT-B-16"
+            )
         self.grid = rows
         if Path(model).is_dir():
             weights = fingerprint(model)
         else:
             weights = f"{name} {fingerprint(pretrained) if Path(str(pretrained)).is_file() else pretrained}"
-        self.identity = f"clip {weights} {dtype} {mode} {self._templates}"
+        self.identity = f"clip {weights} {dtype} {mode} {self.grid} {self._templates}"
         self._lock = threading.Lock()
         self._texts: dict[str, np.ndarray] = {}
         self._classes: dict[str, np.ndarray] = {}
@@ -209,10 +218,11 @@ def _check_source(model: str, pretrained: str | None) -> tuple[str, str | None]:
     return model, pretrained
 
 
-def _load(name: str, pretrained: str | None) -> nn.Module:
+def _load(name: str, pretrained: str | None, grid: int | None) -> nn.Module:
     try:
+        options = {} if grid is None else _size_for(open_clip.get_model_config(name)["vision_cfg"], grid)
         # Files are read without running code: safetensors, or torch.load(weights_only=True).
-        model = open_clip.create_model(name, pretrained, require_pretrained=True, weights_only=True)
+        model = open_clip.create_model(name, pretrained, require_pretrained=True, weights_only=True, **options)
     except Exception as error:  # each format and each way of getting a file has exceptions of its own
         raise UserError(
             f"the weights of CLIP model {name}{':' + pretrained if pretrained else ''} cannot be loaded ({error}); "
@@ -220,6 +230,11 @@ def _load(name: str, pretrained: str | None) -> nn.Module:
             "and safetensors weights needs none, nor does annotator 'embedded'"
         ) from error
     return model.eval().requires_grad_(False)
+
+
+def _size_for(vision: Mapping[str, Any], grid: int) -> dict[str, int]:
+    """Which size of image lets a plain vision transformer see so many patches per side; nothing for other towers."""
+    return {"force_image_size": grid * vision["patch_size"]} if "patch_size" in vision else {}
 
 
 def _dense_encoder(visual: nn.Module, name: str, mode: Mode) -> Callable[[Tensor], Tensor]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from wrappers.backends.annotation import Annotation, fingerprint
-from wrappers.backends.annotators import VisionLanguageAnnotator
+from wrappers.backends.annotators import VisionLanguageAnnotator, patches_per_side
 from wrappers.backends.captioners import Description, embedded_model, parse_answer
 
 logger = logging.getLogger(__name__)
@@ -48,14 +48,13 @@ class EmbeddedAnnotator(VisionLanguageAnnotator):
         folder = Path(folder) if folder else embedded_model("clip").parent
         config = json.loads((folder / "clip" / "open_clip_config.json").read_text())
         self.folder, self.device = folder, device
-        vision = config["model_cfg"]["vision_cfg"]
         self._familiar_similarity = config.get("familiar_similarity", -1.0)
         self._checked = self._unfamiliar = 0
         self._set_up(
             source="embedded",
             identity=f"embedded {fingerprint(folder / 'clip')} {fingerprint(folder / 'captioner')}",
             embedding_dim=config["model_cfg"]["embed_dim"],
-            grid=vision["image_size"] // vision["patch_size"],
+            grid=patches_per_side(config),
         )
 
     def __deepcopy__(self, memo: dict) -> EmbeddedAnnotator:

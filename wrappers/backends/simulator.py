@@ -10,6 +10,7 @@ import mujoco
 import numpy as np
 
 from wrappers.backends.annotation import (
+    DEFAULT_GRID,
     Annotation,
     HashingTextEncoder,
     Motion,
@@ -67,6 +68,8 @@ _MOVES = (("moving right", "moving left"), ("moving down", "moving up"), ("movin
 _MAX_LENGTH = 200  # characters
 _STILL = 0.05  # image widths per second: slower is still
 _TURNING = 0.5  # radians per second: slower is not turning
+_FINER = 2  # at least, than the observation
+_PIXELS_PER_PATCH = 4  # per side, at least
 _TOGETHER = 0.06  # image widths: parts that are closer are at the same place
 _NEAR = 1e-3  # metres: what is nearer to the camera, or behind it, is treated as if at this depth
 _ALONG_SIGHT = 0.85  # share of a vector along the line of sight from which on it points that way
@@ -243,14 +246,14 @@ def _pooling(size: int, grid: int) -> np.ndarray:
 class SimulatorAnnotator:
     """Annotates a MuJoCo environment from its state: exact masks, and captions whose words are true of the image.
 
-    The objects' masks come from the renderer's segmentation, with the camera and size of the observation; captions
-    say where parts are in the image, how they point and how they move, in words of a small vocabulary. The main
-    `dm_control` domains and Meta-World have phrases of their own; every other model is described by its body names.
-    This is privileged information: it stands for a perfect vision-language model.
+    The objects' masks come from the renderer's segmentation with the observation's camera, at least twice as fine as
+    the observation (a pole is one or two of its pixels wide) and four times as fine as the grid; captions say where
+    parts are in the image, how they point and how they move, in words of a small vocabulary. The main `dm_control`
+    domains and Meta-World have phrases of their own; every other model is described by its body names. This is privileged information: it stands for a perfect vision-language model.
 
     Args:
         text_encoder: embeds captions and class names; `HashingTextEncoder()` by default.
-        grid: patches per side.
+        grid: patches per side, of any number.
         motion: False leaves motion out, so that a single frame is enough to tell the caption.
 
     Example:
@@ -263,16 +266,26 @@ class SimulatorAnnotator:
         >>> [annotation] = annotator.annotate([observation["rgb"]], [0])
         >>> annotation.class_names
         ('cart', 'pole', 'floor', 'sky', 'wall', 'background')
+        >>> annotation.patch_probabilities.shape
+        (6, 16, 16)
+
+    Raises:
+        UserError: If the grid has no patches.
     """
 
     source = "simulator"
 
-    def __init__(self, text_encoder: TextEncoder | None = None, grid: int = 8, motion: bool = True):
+    def __init__(self, text_encoder: TextEncoder | None = None, grid: int = DEFAULT_GRID, motion: bool = True):
+        if grid < 1:
+            raise UserError(f"the grid of annotations must have at least 1 patch per side, got {grid}")
         self.grid, self.motion = grid, motion
         self._encoder = text_encoder or HashingTextEncoder()
         self.embedding_dim = self._encoder.dim
         self._embeddings: dict[str, np.ndarray] = {}
         self._model: mujoco.MjModel | None = None
+
+    def __deepcopy__(self, memo: dict) -> SimulatorAnnotator:
+        return SimulatorAnnotator(self._encoder, self.grid, self.motion)  # for another env: `env.spec` copies arguments
 
     def attach(self, env: gym.Env) -> None:
         """Says which environment to look at, and through whose camera.
@@ -292,7 +305,10 @@ class SimulatorAnnotator:
                 "annotator 'simulator' needs the camera of a PixelObservation that draws the simulation itself; "
                 "wrap the env in PixelObservation(env, renderer='auto') first"
             )
-        self._simulation, self._renderer, self._model = simulation, renderer, None
+        finer = max(_FINER, -(-_PIXELS_PER_PATCH * self.grid // min(renderer.height, renderer.width)))
+        size = finer * renderer.height, finer * renderer.width
+        self._renderer = Renderer(simulation, *size, renderer.camera, renderer.quality)
+        self._simulation, self._model = simulation, None
 
     def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation]:
         """Annotates the one frame that the environment shows now.
