@@ -28,7 +28,18 @@ from semore_bench.args import CommonArgs, flag
 from semore_bench.envs import EnvConfig
 from semore_bench.replay import Batch, Replay
 from semore_bench.runs import Run, one_line_errors
-from semore_bench.things import HAZE, MOTION, STATIC, THINGS, Standardise, Vocabulary, history, history_size, moments
+from semore_bench.things import (
+    HAZE,
+    MOTION,
+    STATIC,
+    THINGS,
+    Standardise,
+    Vocabulary,
+    history,
+    history_size,
+    moments,
+    quarters,
+)
 from wrappers.errors import UserError
 
 
@@ -45,6 +56,8 @@ class Args(CommonArgs):
     """see the flow of the named things"""
     interaction: bool = True
     """pool flow within each named thing (otherwise over the whole image)"""
+    true_maps: bool = False
+    """see the simulator's own class maps instead of the grounder's: what perfect grounding would give (privileged)"""
     pixels: bool = False
     """see pixels, too: DrQ-SAC's representation beside the numbers of the named things"""
     heads: bool = False
@@ -82,12 +95,18 @@ class Args(CommonArgs):
             image_size=self.image_size,
             action_repeat=self.action_repeat,
             flow=self.flow_estimator if self.semantic and self.motion else None,
-            **(self.guidance if self.semantic else {}),
+            true_things=self.true_maps,
+            **(self.guidance if self.semantic and not self.true_maps else {}),
         )
+
+    @property
+    def guidance_source(self) -> str:
+        """True maps are the simulator's."""
+        return "simulator" if self.true_maps else super().guidance_source
 
     def resolve(self) -> None:
         super().resolve()
-        if self.semantic and self.annotator == "none":
+        if self.semantic and self.annotator == "none" and not self.true_maps:
             self.semantic = False
             print("--annotator none: nothing is named, so this is DrQ-SAC (no grounder, no flow)", file=sys.stderr)
         if self.semantic and self.frame_stack < 2:
@@ -256,6 +275,8 @@ class Agent(nn.Module):
         self.log_temperature = nn.Parameter(torch.tensor(np.log(args.init_temperature), dtype=torch.float32))
         self.target_entropy = -float(action_dim)
         self.features = THINGS * (STATIC + MOTION) * args.semantic
+        if not args.semantic:
+            self.explain = None  # there is nothing to film
         self.to(device, memory_format=torch.channels_last)
 
         critic = [*self.encoder.parameters(), *self.project.parameters(), *self.critic.parameters()]
@@ -277,7 +298,7 @@ class Agent(nn.Module):
 
     @property
     def sees_things(self) -> bool:
-        return self.args.semantic and len(self.vocabulary) > 0
+        return self.args.semantic and (self.args.true_maps or len(self.vocabulary) > 0)
 
     @property
     def sees_pixels(self) -> bool:
@@ -328,6 +349,14 @@ class Agent(nn.Module):
         known = torch.arange(THINGS, device=self.device) < len(self.vocabulary)
         return torch.where((maps > HAZE) & known[:, None, None], maps, 0)
 
+    def explain(self, observation: dict[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
+        """The named things and where they are in the newest frame, for a film."""
+        if not self.sees_things or self.args.true_maps:
+            return []
+        return list(
+            zip(self.vocabulary.names, self.class_maps(observation["rgb"][:1, -1])[0].cpu().numpy(), strict=False)
+        )
+
     def pixels(self, rgb: np.ndarray) -> Tensor:
         """uint8 (N, H, W, 3) -> what the grounder sees."""
         return self.tensor(rgb).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
@@ -355,25 +384,25 @@ class Agent(nn.Module):
 
     def ground(self, replay: Replay, number: int) -> dict[str, Tensor]:
         """Teaches the grounder, if it is time to, and computes anew what the replay holds of its numbers."""
-        args, first = self.args, not self.sees_things
+        args, first = self.args, number == 0 if self.args.true_maps else not self.sees_things
         bout, rest = divmod(number, max(1, args.ground_every * args.updates_per_step))
         if first:
-            due = number % 10 == 0 and replay.annotated_frames >= args.grounder_frames
+            due = number % 10 == 0 and (args.true_maps or replay.annotated_frames >= args.grounder_frames)
         else:  # 1, 2, 4, ... times as long after the bout before
             due = args.ground_every and rest == 0 and bout > 0 and bout & (bout + 1) == 0
-        if due and first:
-            self.vocabulary.choose(*replay.named(), replay.names)
-        if not due or not self.sees_things:
-            return {}
-        loss = self.teach(
-            replay, args.grounder_updates if first else -(-args.grounder_updates // 4), 1 if first else 0.3
-        )
-        replay.redescribe()
-        self.standardise.fit(history(self.tensor(replay.feature_stacks())))
-        if first:
-            print(f"named things: {', '.join(self.vocabulary.names)}", file=sys.stderr)
-            self.start_over(replay, number)
-        return {"grounder_loss": loss, "things": torch.tensor(float(len(self.vocabulary)))}
+        metrics = {}
+        if due and not args.true_maps:
+            if first:
+                self.vocabulary.choose(*replay.named(), replay.names)
+                print(f"named things: {', '.join(self.vocabulary.names) or 'none'}", file=sys.stderr)
+            if self.sees_things:
+                metrics = {"grounder_loss": self.teach(replay, first), "things": torch.tensor(len(self.vocabulary))}
+                replay.redescribe()
+        if due and self.sees_things:
+            self.standardise.fit(history(self.tensor(replay.feature_stacks())))
+            if first:
+                self.start_over(replay, number)
+        return metrics
 
     def start_over(self, replay: Replay, updates: int) -> None:
         """What learned from pixels cannot read things: it learns anew, with as many updates, though at most 2,000."""
@@ -387,33 +416,28 @@ class Agent(nn.Module):
         for number in range(min(updates, 2000)):
             self.learn(replay, number)
 
-    def teach(self, replay: Replay, updates: int, rate: float) -> Tensor:
+    def teach(self, replay: Replay, first: bool) -> Tensor:
         """A bout of the grounder on annotated frames; returns the mean loss of its last updates."""
         args, optimizer = self.args, torch.optim.AdamW(self.grounder.parameters(), weight_decay=1e-4)
-        places = self.vocabulary.place(replay.names)
-        _, target, _ = self.annotated(replay, 256, places)
-        share = target.mean((0, 2, 3))
+        updates, rate = (args.grounder_updates, 1.0) if first else (-(-args.grounder_updates // 4), 0.3)
+        places = self.vocabulary.places(replay.names)
+        share = self.tensor(self.vocabulary.targets(replay.sample_annotated(256), places)[0]).mean((0, 2, 3))
         weight = torch.where(share > 0, share.clamp(min=1e-4) ** -0.5, 0)
         weight = weight / (weight * share).sum()
         losses = []
         for number in range(updates):
             slope = min(1, (number + 1) / 30) * (1 - number / updates)
             optimizer.param_groups[0]["lr"] = args.grounder_learning_rate * rate * slope
-            rgb, target, named = self.annotated(replay, args.grounder_batch, places)
-            loss = grounding_loss(self.grounder(self.pixels(rgb)), target, named, weight)
+            batch = replay.sample_annotated(args.grounder_batch)
+            target, named = self.vocabulary.targets(batch, places)
+            rgb, target = quarters(batch.rgb, target, share.cpu().numpy())
+            logits = self.grounder(self.pixels(rgb))
+            loss = grounding_loss(logits, self.tensor(target), self.tensor(named), weight)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())
         return torch.stack(losses[-50:]).mean()
-
-    def annotated(self, replay: Replay, count: int, places: dict[int, int]) -> tuple[np.ndarray, Tensor, Tensor]:
-        """Annotated frames, shares of things and background (B, THINGS + 1, G, G), and what was named (B, THINGS)."""
-        batch = replay.sample_annotated(count)
-        place = np.vectorize(lambda number: places.get(number, -1))(batch.classes)  # (B, K); -1 for background
-        slot = self.tensor(place == np.arange(-1, THINGS)[:, None, None]).permute(1, 0, 2).float()  # (B, 1 + THINGS, K)
-        target = torch.einsum("bsk,bkij->bsij", slot.roll(-1, 1), self.tensor(batch.patch_probabilities))
-        return batch.rgb, target, slot[:, 1:].any(2)
 
     def augment(self, batch: Batch) -> tuple:
         if self.sees_pixels:

@@ -59,7 +59,8 @@ class EnvConfig:
     "sync" for the simulator and for annotators that look into the environment, "pipelined" for the embedded models and
     "async" for others. `quality`: MuJoCo rendering, see `PixelObservation`. `camera`: camera id or name, None for the
     environment's usual one. `text`: put the caption into the observation. `state`: observe what the environment itself
-    does, flattened, as "state" and nothing else; nothing is rendered.
+    does, flattened, as "state" and nothing else; nothing is rendered. `true_things`: observe, as "state" beside the
+    pixels, the numbers of `semore_bench.things.moments` of the simulator's own class maps (privileged).
     """
 
     image_size: int = 84
@@ -76,6 +77,7 @@ class EnvConfig:
     camera: int | str | None = None
     text: bool = False
     state: bool = False
+    true_things: bool = False
 
 
 def make_env(env_id: str, config: EnvConfig = EnvConfig()) -> gym.Env:
@@ -106,6 +108,10 @@ def _wrap(env: gym.Env, env_id: str, config: EnvConfig) -> gym.Env:
     env = PixelObservation(env, size=config.image_size, camera=config.camera, quality=config.quality)
     if config.flow is not None:
         env = OpticalFlowObservation(env, estimator=config.flow)
+    if config.true_things:
+        from semore_bench.things import TrueThings  # brings PyTorch
+
+        return TrueThings(env)
     return env if config.annotator == "none" else _add_captions(env, config)
 
 

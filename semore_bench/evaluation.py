@@ -15,6 +15,9 @@ FIRST_SEED = 10_000
 Policy = Callable[[dict[str, np.ndarray]], np.ndarray]
 """stacked observations of N environments -> actions (N, A) in [-1, 1]"""
 
+Explain = Callable[[dict[str, np.ndarray]], list[tuple[str, np.ndarray]]]
+"""stacked observation of one environment -> names of things and where they are seen, float32 (h, w) in 0-1"""
+
 
 @dataclass
 class Episode:
@@ -57,15 +60,16 @@ class FrameStack:
         self._frames[env] = [*self._frames[env][1:], self._kept(observation)]
 
     def _kept(self, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        kept = {"rgb": observation["rgb"].copy()} if "rgb" in observation else {"features": observation["state"].copy()}
+        names = {"rgb": "rgb", "state": "features"}
+        kept = {kept: observation[name].copy() for name, kept in names.items() if name in observation}
         if "flow" in observation:
             kept["flow"] = encode_flow(observation["flow"], self._flow_bound)
         return kept
 
     def stack(self) -> dict[str, np.ndarray]:
         """As `Replay.latest`: uint8 rgb (N, k, H, W, 3) and flow (N, k-1, H, W, 2), or states as features (N, k, F)."""
-        name = "rgb" if "rgb" in self._frames[0][0] else "features"
-        stacked = {name: np.stack([[frame[name] for frame in frames] for frames in self._frames])}
+        names = [name for name in ("rgb", "features") if name in self._frames[0][0]]
+        stacked = {name: np.stack([[frame[name] for frame in frames] for frames in self._frames]) for name in names}
         if "flow" in self._frames[0][0] and self._size > 1:
             stacked["flow"] = np.stack([[frame["flow"] for frame in frames[1:]] for frames in self._frames])
         return stacked
@@ -130,25 +134,27 @@ def film(
     frame_stack: int,
     flow_bound: float,
     on_step: Callable[[], None] = lambda: None,
+    explain: Explain | None = None,
 ) -> Episode:
     """Films the first evaluation episode: RGB, flow, relevance and caption side by side.
 
     The annotator, if `config` names one, works for the film alone: the policy sees frames and flow, as in `evaluate`.
+    `explain`: what the agent itself makes of its observation, if it can say.
     """
     from semore_bench.videos import VideoWriter, compose_frame  # brings Matplotlib: for films alone
 
     if config.flow is None:
         config = replace(config, flow="dis")  # to be looked at; the policy's stack leaves it out
-        shown = {"rgb"}
+        shown = {"rgb", "state"}
     else:
-        shown = {"rgb", "flow"}
+        shown = {"rgb", "flow", "state"}
     if config.annotator in ("simulator", "embedded"):  # quick enough for what is said to be about the frame shown
         config = replace(config, annotate_every=1, caption_mode="sync")
     episode, caption = Episode(FIRST_SEED), ""
     with Workers(env_id, config) as workers, VideoWriter(path, fps=15) as video:
         stack = FrameStack(1, frame_stack, flow_bound)
         ((observation, info),) = workers.reset([FIRST_SEED])
-        stack.begin(0, {key: observation[key] for key in shown})
+        stack.begin(0, {key: observation[key] for key in shown & observation.keys()})
         while True:
             caption = info.get("caption", caption)
             video.add(
@@ -157,6 +163,7 @@ def film(
                     flow=observation["flow"],
                     relevance=observation.get("relevance"),
                     caption=caption,
+                    things=None if explain is None else explain(stack.stack()),
                     flow_bound=flow_bound,
                     footer=f"{env_id}   env step {episode.length}   return {episode.episode_return:.1f}",
                 )
@@ -165,7 +172,7 @@ def film(
             (step,) = workers.receive()
             episode.add(step)
             observation, info = step.observation, step.info
-            stack.push(0, {key: observation[key] for key in shown})
+            stack.push(0, {key: observation[key] for key in shown & observation.keys()})
             on_step()
             if step.terminated or step.truncated:
                 return episode

@@ -456,7 +456,9 @@ class Run:
             )
             if args.capture_video:
                 path = self.directory / "videos" / f"env-step-{self.env_step:09d}.mp4"
-                film(policy, args.env_id, self._env_config(), path, args.frame_stack, self.flow_bound, on_step)
+                explain = getattr(agent, "explain", None)
+                config = self._env_config()
+                film(policy, args.env_id, config, path, args.frame_stack, self.flow_bound, on_step, explain)
         except Stopped:  # cut short, and done anew when the run goes on
             self._eval_workers.close()
             self._eval_workers = None

@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping
 
+import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
+
+from semore_bench.replay import AnnotatedBatch
 
 THINGS = 8
 """names in a vocabulary at most"""
@@ -38,6 +42,8 @@ class Vocabulary(nn.Module):
 
     def choose(self, classes: np.ndarray, importance: np.ndarray, names: Mapping[int, tuple[str, np.ndarray]]) -> None:
         """Chooses from annotations, whatever their order: see `Replay.named` and `Replay.names`."""
+        if not names:
+            return
         numbers = np.array(sorted(names, key=lambda number: names[number][0]))
         named = ((classes[:, :, None] == numbers) & (importance[:, :, None] > 0)).any(1)  # (frames, names)
         weight = np.where(classes[:, :, None] == numbers, importance[:, :, None], 0).sum((0, 1))
@@ -58,7 +64,7 @@ class Vocabulary(nn.Module):
         self.names = tuple(names[numbers[index]][0] for index in kept)
         self._embeddings = embeddings[kept]
 
-    def place(self, names: Mapping[int, tuple[str, np.ndarray]]) -> dict[int, int]:
+    def places(self, names: Mapping[int, tuple[str, np.ndarray]]) -> dict[int, int]:
         """Number of a name in the replay -> its place in the vocabulary, that of a synonym too; -1 for others."""
         places = {}
         for number, (name, embedding) in names.items():
@@ -69,11 +75,50 @@ class Vocabulary(nn.Module):
                 places[number] = int(similarity.argmax()) if similarity.max(initial=-1) > SYNONYMS else -1
         return places
 
+    @staticmethod
+    def targets(batch: AnnotatedBatch, places: Mapping[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Shares of things, then of all else, float32 (B, THINGS + 1, G, G), and which things a frame's annotation
+        names, bool (B, THINGS)."""
+        numbers, inverse = np.unique(batch.classes, return_inverse=True)
+        place = np.array([places.get(number, -1) for number in numbers.tolist()])[inverse].reshape(batch.classes.shape)
+        is_at = place[:, None] == np.array([*range(THINGS), -1])[:, None]  # (B, THINGS + 1, K)
+        shares = np.einsum("bsk,bkij->bsij", is_at.astype(np.float32), batch.patch_probabilities)
+        return shares, is_at[:, :-1].any(2)
+
     def get_extra_state(self) -> dict[str, object]:
         return {"names": list(self.names), "embeddings": torch.from_numpy(self._embeddings)}
 
     def set_extra_state(self, state: dict[str, object]) -> None:
         self.names, self._embeddings = tuple(state["names"]), state["embeddings"].numpy()
+
+
+def quarters(rgb: np.ndarray, shares: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each frame a quarter that most likely shows something named: four times as many frames for the same work.
+
+    One of nine half-overlapping quarters; three in four are drawn by what they show of each thing, in units of the
+    thing's usual share, the others uniformly. Draws from PyTorch's generator.
+
+    Args:
+        rgb: uint8 (B, H, W, 3); with an H or W that 4 does not divide the frames stay whole.
+        shares: float32 (B, THINGS + 1, G, G), see `Vocabulary.targets`; likewise.
+        share: (THINGS + 1,), their means over many frames.
+    """
+    (count, height, width, _), grid = rgb.shape, shares.shape[-1]
+    if height % 4 or width % 4 or grid % 4:
+        return rgb, shares
+    interest = np.einsum("bkij,k->bij", shares[:, :-1], 1 / np.maximum(share[:-1], 1e-4))
+    cells = interest.reshape(count, 4, grid // 4, 4, grid // 4).sum((2, 4))
+    inside = np.stack([cells[:, y : y + 2, x : x + 2].sum((1, 2)) for y in range(3) for x in range(3)], 1)
+    inside = 0.75 * inside / np.maximum(inside.sum(1, keepdims=True), 1e-6) + 0.25 / 9
+    y, x = np.divmod(torch.multinomial(torch.from_numpy(inside), 1)[:, 0].numpy(), 3)
+
+    def cut(array: np.ndarray, axis: int, start: np.ndarray) -> np.ndarray:
+        size = array.shape[axis]
+        index = (start * size // 4)[:, None] + np.arange(size // 2)
+        shape = [count if i == 0 else size // 2 if i == axis else 1 for i in range(array.ndim)]
+        return np.take_along_axis(array, index.reshape(shape), axis)
+
+    return cut(cut(rgb, 1, y), 2, x), cut(cut(shares, 2, y), 3, x)
 
 
 def moments(maps: Tensor, flow: Tensor | None, whole: bool = False) -> Tensor:
@@ -120,6 +165,45 @@ def history(numbers: Tensor) -> Tensor:
 def history_size(frames: int) -> int:
     """Length of what `history` makes of `frames` frames, per thing."""
     return STATIC * (frames + 1) + MOTION * (frames - 1)
+
+
+class TrueThings(gym.Wrapper):
+    """Adds `state`: the numbers of `moments`, float32 (THINGS * (STATIC + MOTION),), of the simulator's own class maps.
+
+    Privileged: what perfect grounding would give. The things are the scene's, in its order.
+
+    Args:
+        env: of MuJoCo, with `rgb` and perhaps `flow` in its observation.
+        grid: patches per side of the class maps.
+    """
+
+    def __init__(self, env: gym.Env, grid: int = 32):
+        super().__init__(env)
+        from wrappers.backends.simulator import SimulatorAnnotator
+
+        self._annotator = SimulatorAnnotator(grid=grid, motion=False)
+        self._annotator.attach(env)
+        space = spaces.Box(-np.inf, np.inf, (THINGS * (STATIC + MOTION),), np.float32)
+        self.observation_space = spaces.Dict({**env.observation_space.spaces, "state": space})
+
+    def reset(self, **kwargs):
+        observation, info = self.env.reset(**kwargs)
+        return self._add_state(observation), info
+
+    def step(self, action):
+        observation, *rest = self.env.step(action)
+        return self._add_state(observation), *rest
+
+    def _add_state(self, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        (annotation,) = self._annotator.annotate([observation["rgb"]], [0])
+        objects = len(annotation.objects)
+        maps = torch.zeros(1, THINGS, *annotation.relevance.shape)
+        maps[0, :objects] = torch.from_numpy(annotation.patch_probabilities[:objects])
+        flow = observation.get("flow")
+        if flow is not None:
+            flow = torch.from_numpy(flow / self.observation_space["flow"].high.max()).permute(2, 0, 1)[None]
+            flow = nn.functional.adaptive_avg_pool2d(flow, maps.shape[2:])
+        return {**observation, "state": moments(maps, flow).flatten().numpy()}
 
 
 class Standardise(nn.Module):

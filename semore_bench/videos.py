@@ -1,8 +1,8 @@
-"""What an agent sees as pictures: frame, optical flow and relevance side by side, and videos of them."""
+"""What an agent sees as pictures: frame, optical flow, relevance and named things side by side, and videos of them."""
 
 import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Self
@@ -11,11 +11,13 @@ import av
 import cv2
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from wrappers.flow import flow_to_rgb
 
 BACKGROUND, TEXT, FAINT = (24, 24, 27), (244, 244, 245), (161, 161, 170)
+THING_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#bbbbbb")
+SEEN = 0.3  # probability from which on a thing is outlined
 GAP, MARGIN = 4, 8  # pixels between panels, and around text
 TITLE_SIZE, CAPTION_SIZE = 13, 14  # font sizes in pixels
 TITLE_HEIGHT, LINE_HEIGHT = 22, 20
@@ -26,6 +28,7 @@ def compose_frame(
     flow: np.ndarray | None = None,
     relevance: np.ndarray | None = None,
     caption: str | None = None,
+    things: Sequence[tuple[str, np.ndarray]] | None = None,
     flow_bound: float = 8.0,
     size: int = 256,
     footer: str = "",
@@ -40,6 +43,7 @@ def compose_frame(
         flow: float32 (H, W, 2), pixels per agent step; drawn as hue for direction, saturation for speed.
         relevance: float32 (G, G) in 0–1; drawn over the grey frame, dark violet for 0 to yellow for 1.
         caption: any text; None leaves no room for captions.
+        things: names and class maps, float32 (h, w) in 0–1; drawn over the grey frame, outlined, with the name.
         flow_bound: pixels per agent step that are drawn fully saturated.
         size: height of a panel in pixels.
         footer: any text, in one line.
@@ -56,6 +60,8 @@ def compose_frame(
         panels["optical flow"] = _with_colour_wheel(picture)
     if relevance is not None:
         panels["relevance"] = _heat_map(scaled_rgb, relevance)
+    if things is not None:
+        panels["named things"] = _outlines(scaled_rgb, things)
 
     rows, columns = (len(panels), 1) if vertical else (1, len(panels))
     lines = 0 if caption is None else 6 if vertical else 2
@@ -116,6 +122,30 @@ def _heat_map(rgb: np.ndarray, relevance: np.ndarray) -> np.ndarray:
     level = cv2.resize(level.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     colour = cv2.cvtColor(cv2.applyColorMap(level.astype(np.uint8), cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
     return cv2.addWeighted(grey, 0.4, colour, 0.6, 0)
+
+
+def _outlines(rgb: np.ndarray, things: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
+    height, width = rgb.shape[:2]
+    panel = cv2.cvtColor(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    labels = []
+    for index, (name, probabilities) in enumerate(things):
+        colour = ImageColor.getrgb(THING_COLOURS[index % len(THING_COLOURS)])
+        level = np.nan_to_num(cv2.resize(probabilities.astype(np.float32), (width, height)))
+        weight = 0.6 * level.clip(0, 1)[..., None]
+        panel = (panel * (1 - weight) + weight * np.array(colour)).astype(np.uint8)
+        contours, _ = cv2.findContours((level > SEEN).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        cv2.drawContours(panel, contours, -1, colour, 1, cv2.LINE_AA)
+        if contours:
+            y, x = np.argwhere(level > SEEN).mean(0)
+            labels.append((name, colour, x, y))
+    picture = Image.fromarray(panel)
+    draw = ImageDraw.Draw(picture)
+    for name, colour, x, y in labels:
+        (text,) = wrap(name, _font(TITLE_SIZE), width / 2, lines=1) or ("",)
+        reach = _font(TITLE_SIZE).getlength(text) / 2 + GAP
+        place = (min(max(x, reach), width - reach), min(max(y - TITLE_SIZE, GAP), height - 2 * TITLE_SIZE))
+        draw.text(place, text, colour, _font(TITLE_SIZE), anchor="ma", stroke_width=2, stroke_fill=BACKGROUND)
+    return np.array(picture)
 
 
 def _with_colour_wheel(panel: np.ndarray) -> np.ndarray:
