@@ -490,7 +490,7 @@ def main(args: Args) -> None:
     with Run(args, __file__) as run:
         agent = Agent(run.action_dim, args, run.device)
         replay = run.make_replay(args.n_step, args.discount, features=agent.features)
-        replay.describe = agent.describe if args.semantic else None
+        replay.describe = agent.describe if args.semantic and not args.true_maps else None
         for turn in run.steps(agent, replay):
             run.send(run.random_action() if turn.random else agent.act(turn.observation))
             for number in turn.updates:  # while the workers step and render
