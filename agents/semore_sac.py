@@ -114,6 +114,8 @@ class Args(CommonArgs):
         for name in ("grounder_updates", "grounder_batch", "grounder_frames"):
             if getattr(self, name) < 1:
                 raise UserError(f"{flag(name)} must be at least 1, got {getattr(self, name)}")
+        if self.ground_every < 0:
+            raise UserError(f"--ground-every must be 0 (never again) or more agent steps, got {self.ground_every}")
         if self.heads and not (self.semantic and self.pixels):
             raise UserError("--heads teaches a representation of pixels beside named things; add --pixels")
 

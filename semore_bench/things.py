@@ -18,6 +18,8 @@ SYNONYMS = 0.9
 """cosine of two names' text embeddings from which on they are one, unless a frame tells them apart"""
 COMMON = 0.05
 """share of the annotated frames that a name must occur in"""
+FAINT = 0.1
+"""cells of mass from which on a thing has a position: what is less, a doubtful rest at the border, is drawn to the centre"""
 HAZE = 0.02
 """probabilities below are taken for 0: spread over an image they would pull its things to the centre"""
 
@@ -126,7 +128,7 @@ def moments(maps: Tensor, flow: Tensor | None, whole: bool = False) -> Tensor:
 
     With positions p from -1 to 1 (x right, y down), for each map: its mass over the image's width in cells; centroid
     (x, y); second central moments (xx, xy, yy), times 4; mean flow (x, y), times 4; mean of (p - centroid) times flow
-    (x of both, x and y, y and x, y of both), times 8. A map without mass gives zeros.
+    (x of both, x and y, y and x, y of both), times 8. A map without mass gives zeros, see `FAINT`.
 
     Args:
         maps: (B, K, h, w), 0-1.
@@ -139,7 +141,7 @@ def moments(maps: Tensor, flow: Tensor | None, whole: bool = False) -> Tensor:
     shape = torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y], 1)
     maps = maps.flatten(2)
     mass, *sums = (maps @ shape).unbind(-1)
-    share = mass + 1e-3  # no mass, no position: a hundredth of a cell already is nearly all there
+    share = mass + FAINT
     cx, cy, xx, xy, yy = (value / share for value in sums)
     static = [mass / (height * width) ** 0.5, cx, cy, 4 * (xx - cx * cx), 4 * (xy - cx * cy), 4 * (yy - cy * cy)]
     if flow is None:

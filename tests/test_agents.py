@@ -1,31 +1,35 @@
-"""The agents' networks and losses: who receives which gradient, what the extras change, and random shift."""
+"""Semore and its twin: who receives which gradient, what the grounder is taught when, what the extras change."""
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from gymnasium import spaces
 
 from agents import drq_sac, semore_sac
 from semore_bench.envs import Step
 from semore_bench.replay import Replay
+from semore_bench.things import MOTION, STATIC, THINGS
 from wrappers.backends.annotation import Annotation, SceneObject
+from wrappers.errors import UserError
 
 SIZE, GRID, DIM, ACTIONS = 48, 4, 16, 2
 CPU = torch.device("cpu")
 
 
-def make_replay(path, flow=True, annotate=True, steps=60, seed=3) -> Replay:
-    """Episodes of seven random frames, annotated at random, from a generator of their own."""
+def make_replay(path, flow=True, annotate=True, steps=60, seed=3, features=0, stack=3, store=None) -> Replay:
+    """Episodes of seven noisy frames with a red square, every other one annotated, from a generator of their own."""
     rng = np.random.default_rng(seed)
     space = {"rgb": spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)}
     if flow:
         space["flow"] = spaces.Box(-8, 8, (SIZE, SIZE, 2), np.float32)
-    notes = {"annotate_every": 2, "grid": GRID, "embedding_dim": DIM} if annotate else {}
+    notes = {"annotate_every": 2, "grid": GRID, "embedding_dim": DIM} if annotate or store else {}
+    notes |= {"features": features, "frame_stack": stack}
     replay = Replay(path, spaces.Dict(space), ACTIONS, capacity=100, seed=5, **notes)
 
     def frame(number):
-        observation = {"rgb": rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)}
+        observation = {"rgb": rng.integers(0, 100, (SIZE, SIZE, 3), dtype=np.uint8)}
+        cell, y, x = SIZE // GRID, number % GRID, number // GRID % GRID
+        observation["rgb"][cell * y : cell * (y + 1), cell * x : cell * (x + 1), 0] = 255
         motion = rng.uniform(-8, 8, (SIZE, SIZE, 2)).astype(np.float32)
         note = random_annotation(rng, number)
         if flow:
@@ -47,18 +51,18 @@ def make_replay(path, flow=True, annotate=True, steps=60, seed=3) -> Replay:
 
 
 def random_annotation(rng, number) -> Annotation:
-    def unit(rows):
-        x = rng.normal(size=(rows, DIM)).astype(np.float32)
-        return x / np.linalg.norm(x, axis=1, keepdims=True)
-
-    classes = 3
-    probabilities = rng.dirichlet(np.ones(classes), (GRID, GRID)).astype(np.float32).transpose(2, 0, 1)
+    """The red square of `make_replay`'s frames is the ball; floor and sky share the rest."""
+    probabilities = np.zeros((3, GRID, GRID), np.float32)
+    y, x = number % GRID, number // GRID % GRID
+    probabilities[0, y, x] = 1
+    probabilities[1:] = 0.5 * (1 - probabilities[0])
+    embeddings = np.eye(DIM, dtype=np.float32)[:3]
     return Annotation(
         caption=f"a ball {number % 5}",
         objects=(SceneObject("ball", 0.8),),
-        caption_embedding=unit(1)[0],
+        caption_embedding=embeddings[0],
         class_names=("ball", "floor", "sky"),
-        class_embeddings=unit(classes),
+        class_embeddings=embeddings,
         patch_probabilities=probabilities,
         relevance=0.8 * probabilities[0],
         frame_step=number,
@@ -67,11 +71,24 @@ def random_annotation(rng, number) -> Annotation:
 
 
 def make_agent(module, **kwargs):
+    if module is semore_sac:
+        kwargs = {"grounder_updates": 3, "grounder_batch": 4, **kwargs}
     args = module.Args(image_size=SIZE, batch_size=8, **kwargs)
     args.resolve()
     torch.manual_seed(0)
-    extra = (GRID, DIM) if module is semore_sac else ()
-    return module.Agent(ACTIONS, args, CPU, *extra)
+    return module.Agent(ACTIONS, args, CPU)
+
+
+def make_semore(path, **kwargs):
+    """An agent whose grounder had its first bout, and its replay."""
+    agent, replay = make_agent(semore_sac, **kwargs), make_replay(path, features=agent_features())
+    replay.describe = agent.describe
+    agent.ground(replay, 0)
+    return agent, replay
+
+
+def agent_features() -> int:
+    return THINGS * (STATIC + MOTION)
 
 
 def receivers(agent, loss) -> set[str]:
@@ -79,187 +96,183 @@ def receivers(agent, loss) -> set[str]:
     agent.zero_grad()
     loss.backward()
     return {
-        name.split(".")[0] + ("." + name.split(".")[1] if name.startswith("guidance") else "")
+        name.split(".")[0]
         for name, parameter in agent.named_parameters()
         if parameter.grad is not None and parameter.grad.abs().sum() > 0
     }
 
 
-@pytest.fixture
-def open_gates():
-    """An agent whose paths do interact: with closed gates, what a leak would carry is multiplied by zero."""
-    agent = make_agent(semore_sac)
-    with torch.no_grad():
-        agent.interaction.gate.fill_(0.5)
-    return agent
+@pytest.mark.parametrize("pixels", [False, True])
+def test_gradient_routing_is_the_table_of_the_method(tmp_path, pixels):
+    """Class maps teach the grounder alone, critic, reward and dynamics never do; flow is measured, not learned."""
+    agent, replay = make_semore(tmp_path, pixels=pixels, heads=pixels)
+    batch = replay.sample_annotated(4)
+    target, named = agent.vocabulary.targets(batch, agent.vocabulary.places(replay.names))
+    logits = agent.grounder(agent.pixels(batch.rgb))
+    loss = semore_sac.grounding_loss(logits, torch.from_numpy(target), torch.from_numpy(named), torch.ones(THINGS + 1))
+    assert receivers(agent, loss) == {"grounder"}
 
+    loss, z, _ = agent.critic_loss(*agent.augment(replay.sample(8)))
+    beside = {"encoder", "project", "heads"} if pixels else set()
+    assert receivers(agent, loss) == {"critic", "project_things"} | beside
 
-def test_gradient_routing_is_the_table_of_the_method(tmp_path, open_gates):
-    agent, replay = open_gates, make_replay(tmp_path)
-    batch = replay.sample(8)
-    taught = agent.taught(replay, batch)
-
-    agent.args.motion = False
-    assert receivers(agent, agent.guidance_loss(*taught)[0]) == {"encoder", "guidance.classes", "guidance.caption"}
-    agent.args.motion, agent.args.semantic = True, False
-    assert receivers(agent, agent.guidance_loss(*taught)[0]) == {"motion_encoder", "guidance.flow"}
-    agent.args.semantic = True
-
-    body = {"encoder", "motion_encoder", "interaction", "project"}
-    agent.args.reward_coef = 0.0
-    loss, z, _ = agent.critic_loss(*agent.augment(batch))
-    assert receivers(agent, loss) == body | {"critic"}
-    agent.args.reward_coef = 1.0
-    with_reward, _, _ = agent.critic_loss(*agent.augment(batch))
-    assert receivers(agent, with_reward) == body | {"critic", "reward"}
-
-    # The actor's step differentiates by the actor's parameters alone, and its input is cut off from the encoders.
-    before = {name: value.clone() for name, value in agent.state_dict().items()}
+    before = {name: value.clone() for name, value in agent.named_parameters()}
     agent.zero_grad()
     agent.step("actor", agent.actor_loss(z.detach())[0])
-    changed = {name.split(".")[0] for name, value in agent.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed == {"actor"}
+    assert {name.split(".")[0] for name, value in agent.named_parameters() if not torch.equal(value, before[name])} == {
+        "actor"
+    }
+    grounder = {name: value.clone() for name, value in agent.grounder.state_dict().items()}
+    agent.learn(replay, 0)
+    assert all(torch.equal(value, grounder[name]) for name, value in agent.grounder.state_dict().items())
 
 
-@pytest.mark.parametrize("rate", [0.0, 1e-3, 1e-2])
-def test_guidance_moves_both_paths_and_their_heads_at_a_rate_of_its_own(tmp_path, rate):
-    agent, replay = make_agent(semore_sac, guidance_learning_rate=rate), make_replay(tmp_path)
-    before = {name: parameter.clone() for name, parameter in agent.named_parameters()}
-    agent.guide(replay, replay.sample(8))
-    steps = {name: (parameter - before[name]).abs().max().item() for name, parameter in agent.named_parameters()}
-    moved = {name for name in steps if name.split(".")[0] in ("encoder", "motion_encoder", "guidance")}
-    assert all(step == 0 for name, step in steps.items() if name not in moved)
-    # a first step of Adam is as long as the rate, however small the loss
-    assert all(steps[name] == pytest.approx(rate, rel=0.1) for name in moved)
-
-
-def test_closed_gates_make_two_independent_paths(open_gates):
-    interact = open_gates.interaction
-    semantics, other_semantics = torch.rand(2, 4, interact.pool_semantics.shape[1], 32)
-    motion, other_motion = torch.rand(2, 4, interact.pool_motion.shape[1], 32)
-    assert not torch.allclose(interact(semantics, motion)[0], interact(semantics, other_motion)[0])
-    assert not torch.allclose(interact(semantics, motion)[1], interact(other_semantics, motion)[1])
-    with torch.no_grad():
-        interact.gate[0] = 0
-    assert torch.equal(interact(semantics, motion)[0], semantics)
-    assert not torch.equal(interact(semantics, motion)[1], motion)
-    with torch.no_grad():
-        interact.gate[1] = 0
-    for seen in (motion, other_motion):
-        assert torch.equal(interact(semantics, seen)[0], semantics)
-        assert torch.equal(interact(semantics, seen)[1], seen)
-    assert not make_agent(semore_sac).interaction.gate.any(), "the gates must begin closed"
-
-
-@pytest.mark.parametrize("widths", [(3, 1), (5, 5), (7, 5), (11, 9), (35, 14)])
-def test_interaction_is_gated_attention_on_pooled_maps(widths):
-    """Each path's share by PyTorch's own pooling, attention and nearest neighbours."""
-    torch.manual_seed(0)
-    interact = semore_sac.Interaction(widths)
-    torch.nn.init.normal_(interact.gate)
-    maps = [torch.rand(3, 32, width, width) for width in widths]
-    sizes, parts = [max(1, min(7, width // 2)) for width in widths], (interact.semantics, interact.motion)
-    tokens = [F.adaptive_avg_pool2d(x, size).flatten(2).mT for x, size in zip(maps, sizes, strict=True)]
-    query, key, value = zip(*(part(x).split(32, -1) for part, x in zip(parts, tokens, strict=True)), strict=True)
-    results = interact(*(x.flatten(2).mT for x in maps))
-    for this, (result, gate) in enumerate(zip(results, interact.gate, strict=True)):
-        taken = F.scaled_dot_product_attention(query[this], key[1 - this], value[1 - this])
-        taken = (gate * taken).mT.unflatten(2, (sizes[this], sizes[this]))
-        want = maps[this] + F.interpolate(taken, (widths[this], widths[this]))
-        assert torch.allclose(result.mT.unflatten(2, (widths[this], widths[this])), want, atol=1e-5)
-
-
-@pytest.mark.parametrize("size", [6, 7])
-@pytest.mark.parametrize("with_flow", [True, False])
-def test_motion_path_sees_differences_and_flow_at_half_the_resolution(with_flow, size):
-    rgb, flow = torch.rand(2, 9, size, 6) - 0.5, torch.randint(0, 256, (2, 4, size, 6), dtype=torch.uint8)
-    rgb, flow = (x.contiguous(memory_format=torch.channels_last) for x in (rgb, flow))
-    seen = semore_sac.motion_input(rgb, flow if with_flow else None)
-    want = [rgb[:, 3:6] - rgb[:, :3], rgb[:, 6:] - rgb[:, 3:6], (flow.float() - 128) / 127]
-    want = torch.cat(want if with_flow else want[:2], 1)[:, :, :6]  # an odd row has no half
-    want = sum(want[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)) / 4
-    assert torch.allclose(seen, want, atol=1e-6)
-    assert seen.is_contiguous(memory_format=torch.channels_last)
+def test_the_grounder_learns_in_bouts_at_fixed_updates_and_numbers_stand_still_between(tmp_path):
+    agent, replay = make_semore(tmp_path, ground_every=4)
+    moved = []
+    for number in range(40):
+        before = {name: value.clone() for name, value in agent.grounder.state_dict().items()}
+        stored = replay.latest()["features"].copy()
+        agent.update(replay, number)
+        if not all(torch.equal(value, before[name]) for name, value in agent.grounder.state_dict().items()):
+            moved.append(number)
+            assert not np.array_equal(stored, replay.latest()["features"]), "numbers of a grounder that is gone"
+        else:
+            assert np.array_equal(stored, replay.latest()["features"])
+    assert moved == [4, 12, 28]
+    still, _ = make_semore(tmp_path / "still", ground_every=0)
+    metrics = [still.update(replay, number) for number in range(12)]
+    assert not any("grounder_loss" in row for row in metrics)
 
 
 @pytest.mark.parametrize("motion", [True, False])
-def test_without_annotations_the_semantic_loss_is_exactly_zero_and_training_runs(tmp_path, motion):
-    agent, replay = make_agent(semore_sac, annotator="none"), make_replay(tmp_path, annotate=False)
-    taught = agent.taught(replay, replay.sample(8))
-    whole, metrics = agent.guidance_loss(*taught)
-    assert metrics.keys() == {"motion_loss"}
-    assert whole == metrics["motion_loss"]
-    agent = make_agent(semore_sac, annotator="none", motion=motion)
-    for number in range(4):
-        metrics = agent.update(replay, number)
-    assert all(torch.isfinite(value).all() for value in metrics.values())
-    guided = agent.optimizers["guidance"].state
-    assert not any(p in guided for p in agent.encoder.parameters()), "a step of the semantic path without annotations"
-    assert all(p in guided for p in agent.motion_encoder.parameters()) if motion else not guided
+def test_stored_numbers_equal_fresh_ones_and_those_of_an_evaluation(tmp_path, motion):
+    agent, replay = make_semore(tmp_path, motion=motion)
+    agent.ground(replay, agent.args.ground_every)  # a second bout
+    observation = replay.latest()
+    if not motion:
+        replay.describe = lambda rgb, flow: agent.describe(rgb, None)
+        replay.redescribe()
+        observation = {name: value for name, value in replay.latest().items() if name != "flow"}
+    stored = observation.pop("features")
+    fresh = agent.features_of(observation).reshape(1, 3, THINGS, -1)
+    stored = stored.reshape(1, 3, THINGS, -1)
+    assert np.allclose(fresh[..., :STATIC], stored[..., :STATIC], atol=1e-4)
+    assert np.allclose(fresh[:, 1:], stored[:, 1:], atol=1e-4)  # the oldest frame's motion is not looked at
+    assert stored[..., STATIC:].any() == motion
+    assert stored[:, :, 0, :STATIC].any()
+    assert not stored[:, :, 1:].any(), "numbers of a thing without a name"
+    same = agent.act({**observation, "features": stored.reshape(1, 3, -1)}, deterministic=True)
+    assert np.allclose(agent.act(observation, deterministic=True), same, atol=1e-4)
 
 
-def test_unweighted_motion_loss_is_a_plain_huber_mean():
-    predicted, flow = torch.randn(2, 3, 2, 4, 4).unbind(0)
-    want = torch.nn.functional.huber_loss(predicted, flow) * 2  # summed over the two components
-    assert torch.allclose(semore_sac.motion_loss(predicted, flow, torch.zeros(3, 4, 4)), want)
+def test_without_interaction_flow_is_pooled_over_the_image(tmp_path):
+    agent, replay = make_semore(tmp_path, interaction=False)
+    stacks = replay.feature_stacks().reshape(-1, THINGS, STATIC + MOTION)
+    flow = (replay._arrays["flow"][: replay._newest[0] + 1].astype(float) - 128) / 127
+    assert np.allclose(np.unique(stacks[:, 0, STATIC]), np.unique(4 * flow.mean((1, 2))[:, 0]), atol=1e-3)
 
 
-def test_map_loss_equals_a_slow_reference():
-    torch.manual_seed(1)
-    features, classes = torch.randn(2, 5, 3, 3), torch.nn.functional.normalize(torch.randn(2, 4, 5), dim=-1)
-    present = torch.tensor([[True, True, True, False], [True, True, False, False]])
-    probabilities = torch.rand(2, 4, 3, 3) * present[:, :, None, None]
-    probabilities = probabilities / probabilities.sum(1, keepdim=True)
-    total = 0.0
-    for b in range(2):
-        kinds = [k for k in range(4) if present[b, k]]
-        for y in range(3):
-            for x in range(3):
-                f = features[b, :, y, x] / features[b, :, y, x].norm()
-                q = torch.softmax(torch.stack([50 * f @ classes[b, k] for k in kinds]), 0)
-                p = probabilities[b, kinds, y, x]
-                total += sum(p[i] * (p[i] / q[i]).log() for i in range(len(kinds)))
-    assert torch.allclose(semore_sac.map_loss(features, classes, present, probabilities), total / 18, rtol=1e-4)
+@pytest.mark.parametrize("late", [0, 20])
+def test_until_there_are_names_the_agent_sees_pixels_and_then_it_learns_anew(tmp_path, late):
+    agent = make_agent(semore_sac, grounder_frames=16)
+    replay = make_replay(tmp_path, annotate=False, store=True, features=agent_features())
+    replay.describe = agent.describe
+    for number in range(late):
+        agent.update(replay, number)
+        assert agent.sees_pixels
+        assert not agent.sees_things
+    before = {name: value.clone() for name, value in agent.critic.state_dict().items()}
+    rng = np.random.default_rng(0)
+    for age in range(16):
+        assert replay.attach(0, random_annotation(rng, age), age)
+    metrics = agent.update(replay, late)
+    assert agent.vocabulary.names == ("ball",)
+    assert not agent.sees_pixels
+    assert metrics["things"] == 1
+    assert replay.latest()["features"].any()
+    assert not all(torch.equal(value, before[name]) for name, value in agent.critic.state_dict().items())
+    learned = agent.optimizers["critic"].state[next(agent.critic.parameters())]["step"].item()
+    assert learned == late + 1, "what was learned from pixels is caught up with"
 
 
-def test_caption_loss_knows_equal_captions():
-    captions = torch.nn.functional.normalize(torch.randn(3, 8), dim=1)[[0, 1, 0, 2]]
-    same = torch.tensor([0, 1, 0, 2])
-    right = semore_sac.caption_loss(captions, captions, same)
-    wrong = semore_sac.caption_loss(captions[[1, 0, 1, 3]], captions, same)
-    assert right < wrong
-    # the two equal captions cannot be told apart: that they share the probability costs them nothing extra
-    assert right < 0.6
+def test_unnamed_things_count_as_background_whichever_the_grounder_says():
+    torch.manual_seed(0)
+    logits = torch.randn(1, 3, 4, 4)
+    target = torch.zeros(1, 3, 2, 2)
+    target[:, 0, 0, 0], target[:, 2] = 0.5, 1 - target[:, 0]
+    named, weight = torch.tensor([[True, False]]), torch.tensor([2.0, 1.0, 0.5])
+    share = torch.nn.functional.avg_pool2d(logits.softmax(1), 2)
+    want = -(2 * target[:, 0] * (share[:, 0] + 1e-6).log() + 0.5 * target[:, 2] * (1 - share[:, 0] + 1e-6).log()).mean()
+    assert torch.allclose(semore_sac.grounding_loss(logits, target, named, weight), want, atol=1e-4)
 
 
-def test_with_every_extra_off_semore_is_its_twin_bit_for_bit(tmp_path):
-    off = {"semantic": False, "motion": False, "interaction": False, "reward_head": False}
-    semore, twin = make_agent(semore_sac, **off), make_agent(drq_sac)
+def test_the_grounder_learns_to_find_what_was_named(tmp_path):
+    agent, replay = make_semore(tmp_path, grounder_updates=150, grounder_batch=16)
+    batch = replay.sample_annotated(32)
+    maps = torch.nn.functional.adaptive_avg_pool2d(agent.class_maps(batch.rgb)[:, :1], GRID).numpy()
+    true = batch.patch_probabilities[:, :1]
+    assert np.minimum(maps, true).sum() / np.maximum(maps, true).sum() > 0.6
+
+
+def test_with_every_extra_off_semore_is_its_twin_bit_for_bit(tmp_path, capsys):
     weights = []
-    for name, agent in (("semore", semore), ("twin", twin)):
-        replay = make_replay(tmp_path / name, flow=False, annotate=False)
+    twins = (
+        ("semore", semore_sac, {"annotator": "none"}),
+        ("off", semore_sac, {"semantic": False}),
+        ("twin", drq_sac, {}),
+    )
+    for name, module, flags in twins:
+        agent, replay = make_agent(module, **flags), make_replay(tmp_path / name, flow=False, annotate=False)
         torch.manual_seed(7)
         for number in range(6):
             agent.update(replay, number)
         observation = replay.latest()
         weights.append((agent.state_dict(), agent.act(observation), agent.act(observation, deterministic=True)))
-    (a, *actions), (b, *twin_actions) = weights
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[key], b[key]) for key in a)
-    assert all(np.array_equal(x, y) for x, y in zip(actions, twin_actions, strict=True))
+    *others, (twin, *twin_actions) = weights
+    for state, *actions in others:
+        assert state.keys() == twin.keys()
+        assert all(torch.equal(state[key], twin[key]) for key in twin)
+        assert all(np.array_equal(x, y) for x, y in zip(actions, twin_actions, strict=True))
+    assert "nothing is named, so this is DrQ-SAC" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "off",
-    [{"semantic": False}, {"motion": False}, {"interaction": False}, {"reward_head": False}, {"flow_input": False}],
+    "flags",
+    [{"motion": False}, {"interaction": False}, {"pixels": True}, {"pixels": True, "heads": True}, {"frame_stack": 2}],
 )
-def test_every_ablation_trains(tmp_path, off):
-    agent, replay = make_agent(semore_sac, pretrain_updates=2, **off), make_replay(tmp_path)
+def test_every_ablation_trains(tmp_path, flags):
+    agent = make_agent(semore_sac, **flags)
+    stack = agent.args.frame_stack
+    replay = make_replay(tmp_path, flow=agent.args.motion, features=agent_features(), stack=stack)
+    replay.describe = agent.describe
     metrics = agent.update(replay, 0) | agent.update(replay, 1)
     assert all(torch.isfinite(value).all() for value in metrics.values())
-    assert ("map_loss" in metrics) == off.get("semantic", True)
-    assert ("motion_loss" in metrics) == off.get("motion", True)
-    assert ("reward_loss" in metrics) == off.get("reward_head", True)
+    assert ("heads_loss" in metrics) == flags.get("heads", False)
+    assert agent.sees_pixels == flags.get("pixels", False)
+    assert agent.act(replay.latest()).shape == (1, ACTIONS)
+
+
+def test_what_an_agent_explains_has_names_and_maps(tmp_path):
+    agent, replay = make_semore(tmp_path)
+    ((name, maps),) = agent.explain(replay.latest())
+    assert name == "ball"
+    assert maps.shape == (SIZE // 2, SIZE // 2)
+    assert make_agent(semore_sac).explain(replay.latest()) == []  # there are no names yet
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"heads": True}, "add --pixels"),
+        ({"frame_stack": 1}, "--frame-stack 2"),
+        ({"grounder_updates": 0}, "--grounder-updates must be at least 1"),
+        ({"ground_every": -1}, "--ground-every"),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused(flags, message):
+    with pytest.raises(UserError, match=message):
+        semore_sac.Args(**flags).resolve()
 
 
 @pytest.mark.parametrize("module", [drq_sac, semore_sac])
@@ -274,17 +287,13 @@ def test_random_shift_is_the_crop_of_the_padded_image_and_takes_every_offset(mod
     assert torch.equal(module.random_shift(frames, offsets * 0), module.stack_channels(frames))
 
 
-def test_all_offsets_are_drawn_and_flow_moves_with_its_frames(tmp_path, monkeypatch):
+def test_all_offsets_are_drawn(tmp_path, monkeypatch):
     seen = []
     original = semore_sac.random_shift
     monkeypatch.setattr(semore_sac, "random_shift", lambda x, o: (seen.append(o), original(x, o))[1])
-    agent, replay = make_agent(semore_sac), make_replay(tmp_path)
+    agent, replay = make_agent(semore_sac, annotator="none"), make_replay(tmp_path, annotate=False)
     for _ in range(80):
         agent.augment(replay.sample(8))
-    for first in range(0, len(seen), 4):
-        rgb, flow, next_rgb, next_flow = seen[first : first + 4]
-        assert torch.equal(rgb, flow)
-        assert torch.equal(next_rgb, next_flow)
     drawn = {tuple(offset) for offsets in seen for offset in offsets.tolist()}
     assert drawn == {(y, x) for y in range(-4, 5) for x in range(-4, 5)}
 

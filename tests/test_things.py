@@ -43,8 +43,8 @@ def cells(value: float) -> float:
 def test_a_shift_moves_the_centroid_by_exactly_that_and_nothing_else():
     before, after = numbers(ellipse(24, 30)), numbers(ellipse(31, 25))
     change = after - before
-    assert change[1:3] == pytest.approx([cells(7), cells(-5)], abs=1e-4)
-    assert change[[0, 3, 4, 5]] == pytest.approx(0, abs=1e-4)
+    assert change[1:3] == pytest.approx([cells(7), cells(-5)], rel=3e-3)
+    assert change[[0, 3, 4, 5]] == pytest.approx(0, abs=5e-4)
 
 
 def test_a_turn_turns_the_second_moments_and_leaves_mass_and_place():
@@ -87,7 +87,7 @@ def test_mean_flow_and_its_affine_part_are_those_within_the_thing():
     assert got[6:8] / 4 == pytest.approx(shift, abs=2e-3)
     # mean of (x - cx) u = stretch var(x), of (x - cx) v = turn var(x), ...
     want = [stretch * variance_x, turn * variance_x, -turn * variance_y, stretch * variance_y]
-    assert got[8:12] / 8 == pytest.approx(want, abs=2e-4)
+    assert got[8:12] / 8 == pytest.approx(want, abs=5e-4)
     whole = numbers(mask, flow, whole=True)
     assert whole[6:8] / 4 == pytest.approx(flow.mean((0, 2, 3)).numpy(), abs=1e-4)
     assert whole[:6] == pytest.approx(got[:6])
