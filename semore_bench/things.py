@@ -19,7 +19,7 @@ SYNONYMS = 0.9
 COMMON = 0.05
 """share of the annotated frames that a name must occur in"""
 FAINT = 0.1
-"""cells of mass from which on a thing has a position: what is less, a doubtful rest at the border, is drawn to the centre"""
+"""cells of mass from which on a thing has a position: less, a doubtful rest at the border, is drawn to the centre"""
 HAZE = 0.02
 """probabilities below are taken for 0: spread over an image they would pull its things to the centre"""
 
