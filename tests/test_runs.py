@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import psutil
@@ -15,7 +14,7 @@ import pytest
 import torch
 
 from agents import drq_sac, semore_sac
-from semore_bench.runs import Run
+from semore_bench.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[1]
 TOY = {"env_id": "tests.toy_env:Toy-v0", "image_size": 36, "batch_size": 4, "random_steps": 20, "action_repeat": 2}
@@ -66,7 +65,7 @@ def outcome(run_dir: Path) -> dict:
     """Everything that must not depend on interruptions: logs, and all that the last checkpoint holds."""
     newest = max((run_dir / "checkpoint").glob("agent-step-*.pt"))
     state = torch.load(newest, weights_only=True)
-    del state["wall_seconds"], state["csv_bytes"]["metrics"]
+    del state["wall_seconds"], state["csv"]["metrics"]
     return {
         "train": (run_dir / "train.csv").read_bytes(),
         "eval": (run_dir / "eval.csv").read_bytes(),
@@ -198,9 +197,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, toy_run, cap
 
 
 def test_a_checkpoint_is_read_to_the_cpu_from_where_modules_and_generators_take_it(toy_run):
-    run = SimpleNamespace(device=torch.device("meta"), checkpoints=toy_run / "checkpoint")
-    run._checkpoint_files = lambda: Run._checkpoint_files(run)
-    state = Run._load_checkpoint(run)
+    state = next(Checkpoints(toy_run / "checkpoint").states())
     assert {tensor.device.type for tensor in (state["torch_random"], *state["agent"].values())} == {"cpu"}
 
 
