@@ -266,6 +266,8 @@ class Run:
         if self._evaluated == self.env_step >= args.total_env_steps:
             print(f"{self.directory} is finished ({self.env_step} env steps); --fresh starts over")
             return
+        if args.track:
+            track(self.directory, self.agent_name, args)
         self._tensorboard = SummaryWriter(self.directory / "tensorboard", purge_step=self.env_step)
         self._resources.callback(self._tensorboard.close)
         self._progress = tqdm(
@@ -277,8 +279,6 @@ class Run:
             smoothing=0.05,
         )
         self._resources.callback(self._progress.close)
-        if args.track:
-            track(self.directory, self.agent_name, args)
         while True:
             finished = self.env_step >= args.total_env_steps
             if self._stop is None and (

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +14,7 @@ import torch
 
 from agents import drq_sac, semore_sac
 from semore_bench.checkpoint import Checkpoints
+from tests.waiting import run_to_end, wait_until
 
 ROOT = Path(__file__).parents[1]
 TOY = {"env_id": "tests.toy_env:Toy-v0", "image_size": 36, "batch_size": 4, "random_steps": 20, "action_repeat": 2}
@@ -40,7 +40,7 @@ def start(agent: str, run_dir: Path, settings: dict) -> subprocess.Popen:
 
 def finish(*args) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command(*args), env=environment, capture_output=True, text=True, check=False, timeout=300)
+    return run_to_end(command(*args), env=environment)
 
 
 def call(module, run_dir: Path, **settings) -> None:
@@ -52,13 +52,11 @@ def agent_step(run_dir: Path) -> int:
     return max((int(name.rsplit("-", 1)[1]) for name in names), default=0)
 
 
-def wait_for(process: subprocess.Popen, run_dir: Path, condition, seconds=120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        if process.poll() is not None:
-            pytest.fail(f"ended with {process.returncode}: {Path(f'{run_dir}.log').read_text()[-3000:]}")
-        assert time.monotonic() < end
-        time.sleep(0.02)
+def wait_for(process: subprocess.Popen, run_dir: Path, condition) -> None:
+    try:
+        wait_until(condition, process)
+    except AssertionError as error:
+        pytest.fail(f"{error}: {Path(f'{run_dir}.log').read_text()[-3000:]}")
 
 
 def outcome(run_dir: Path) -> dict:
@@ -108,7 +106,8 @@ def test_semore_killed_three_times_gives_what_an_uninterrupted_run_gives(tmp_pat
         process.kill()
         process.wait()
     assert finish("semore_sac", killed, CARTPOLE).returncode == 0
-    assert reference.wait(300) == 0
+    wait_for(reference, tmp_path / "whole", lambda: reference.poll() is not None)
+    assert reference.returncode == 0
     assert_same(killed, tmp_path / "whole")
 
 
@@ -129,7 +128,7 @@ def test_two_environments_killed_in_the_middle_of_their_episodes(tmp_path, toy_r
         children = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.wait()
-        assert not psutil.wait_procs(children, timeout=20)[1], "workers outlived the learner"
+        assert not psutil.wait_procs(children, timeout=300)[1], "workers outlived the learner"
     assert finish("drq_sac", killed, settings).returncode == 0
     assert_same(killed, toy_run)
 
@@ -139,7 +138,8 @@ def test_interrupt_saves_at_once_and_the_run_goes_on(tmp_path, toy_run):
     process = start("drq_sac", stopped, settings)
     wait_for(process, stopped, lambda: agent_step(stopped) >= 60)
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    wait_for(process, stopped, lambda: process.poll() is not None)
+    assert process.returncode == 130
     assert json.loads((stopped / "status.json").read_text())["state"] == "stopped"
     call(drq_sac, stopped, num_envs=2)
     assert_same(stopped, toy_run)
