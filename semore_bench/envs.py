@@ -19,6 +19,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.wrappers import FlattenObservation, RescaleAction, TimeLimit, TransformObservation
 
 from semore_bench.memory import keep_freed_memory
+from semore_bench.tether import follow
 from wrappers import (
     ActionRepeat,
     CaptionObservation,
@@ -45,6 +46,8 @@ VLM_FRAME_SIZE = 224
 """pixels of the frame that is drawn for a vision-language model, where the environment can"""
 CAPTION_INFO = ("frame_step", "annotations", "annotation_ages", "caption")
 """what `CaptionObservation` adds to info"""
+STOPPING = {signal.SIGINT, signal.SIGTERM}
+"""signals that ask a run to save and end"""
 DEFAULT_TIME_LIMIT = 10_000
 """simulator steps after which an environment without a time limit of its own is cut"""
 
@@ -309,9 +312,12 @@ class _Maker:
     def __call__(self) -> gym.Env:
         config, annotator = self.config, self.config.annotator
         needs_models = isinstance(annotator, str) and annotator not in ("none", "simulator")
-        if multiprocessing.parent_process() is not None:
-            # Ctrl-C is the learner's business: it finishes the step, saves, and closes the workers.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if (learner := multiprocessing.parent_process()) is not None:
+            # Signals are the learner's business: it finishes the step, saves, and closes the workers.
+            for number in STOPPING:
+                signal.signal(number, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+            follow(learner.pid)
             keep_freed_memory()
             import cv2
 
@@ -348,7 +354,22 @@ class Step:
 
 
 class _Envs(AsyncVectorEnv):
-    """Gymnasium's own, but a user's mistake that a worker finds is raised without its traceback printed first."""
+    """Gymnasium's own, but a user's mistake that a worker finds, or a full disk, is raised without its traceback
+    printed first, and workers are not asked to end: they hear no signal, and have nothing to save."""
+
+    def _check_spaces(self) -> None:
+        _let_signals_in()  # all workers are started; what they load may take long
+        super()._check_spaces()
+
+    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
+        """Ends the workers, whatever they are doing."""
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+        for pipe in self.parent_pipes:
+            if pipe is not None:
+                pipe.close()
 
     def _raise_if_errors(self, successes: Sequence[bool]) -> None:
         if all(successes):
@@ -358,7 +379,9 @@ class _Envs(AsyncVectorEnv):
                 super()._raise_if_errors(successes)
             except UserError:
                 raise
-            except Exception:
+            except Exception as error:
+                if error.args and isinstance(error.args[0], OSError):  # Gymnasium's has lost the number
+                    raise error.args[0] from None
                 print(*(warning.message for warning in said), sep="\n", file=sys.stderr)
                 raise
 
@@ -383,7 +406,7 @@ class Workers:
                 "serve`, vLLM, ...) and type --annotator openai:<base url>#<model>, or use one environment"
             )
         makers = [_Maker(env_id, config, index) for index in range(num_envs)]
-        with _main_module_hidden():
+        with _main_module_hidden(), _signals_held():
             self._envs = _Envs(
                 makers, context="spawn", shared_memory=True, copy=False, autoreset_mode=AutoresetMode.DISABLED
             )
@@ -466,14 +489,7 @@ class Workers:
 
     def close(self) -> None:
         """Ends the workers."""
-        if self._envs.closed:
-            return
-        try:
-            self._envs.close(terminate=True)
-        except (EOFError, OSError):  # a worker that is dead cannot say goodbye
-            for process in self._envs.processes:
-                process.kill()
-            self._envs.closed = True
+        self._envs.close()
 
     def __enter__(self) -> "Workers":
         return self
@@ -488,6 +504,20 @@ def _row(observations: dict[str, np.ndarray], index: int, copy: bool = False) ->
 
 def _info(infos: dict[str, Any], index: int) -> dict[str, Any]:
     return {key: value[index] for key, value in infos.items() if f"_{key}" in infos and infos[f"_{key}"][index]}
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Has signals wait, so that processes started meanwhile are not killed by one before they can ignore it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        _let_signals_in()
+
+
+def _let_signals_in() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 @contextlib.contextmanager

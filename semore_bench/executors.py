@@ -1,6 +1,5 @@
 """Where the runs of a sweep are executed: as processes of this machine, or as tasks of a Ray cluster."""
 
-import fcntl
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from semore_bench.rundir import lock, write_atomically
 from wrappers.errors import UserError
 
 ATTEMPTS = 3
@@ -156,7 +156,7 @@ def supervise(job: Job, stopping: Callable[[], bool] = lambda: False) -> Outcome
         return Outcome("stopped")
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with open(job.log, "ab") as log:
-        if not (_lock(log) and _is_idle(job.run_dir)):
+        if not (lock(log) and _is_idle(job.run_dir)):
             return Outcome("taken")
         status = read_status(job.run_dir)
         if status.get("state") == "finished":
@@ -214,19 +214,11 @@ def _end(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def _lock(file: BinaryIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _is_idle(run_dir: Path) -> bool:
     """Whether nobody trains there, by hand for example."""
     try:
         with open(run_dir / ".lock", "r+b") as file:
-            return _lock(file)
+            return lock(file)
     except FileNotFoundError:
         return True
 
@@ -251,8 +243,6 @@ def _ending(code: int) -> str:
 
 
 def _mark_failed(run_dir: Path, error: str) -> None:
-    from semore_bench.rundir import write_atomically
-
     status = read_status(run_dir) | {"state": "failed", "error": error}
     write_atomically(run_dir / "status.json", json.dumps(status, indent=2).encode())
 

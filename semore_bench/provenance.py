@@ -1,10 +1,10 @@
 """Where and with what a run is computed, and who is told."""
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import os
 import platform
-import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -76,17 +76,33 @@ def find_device(name: str) -> torch.device:
 
 
 def track(directory: Path, agent: str, args: CommonArgs) -> None:
-    """Sends what TensorBoard gets to Weights & Biases too."""
+    """Sends what TensorBoard gets to Weights & Biases too; to be called before there is a writer, which it watches.
+
+    Raises:
+        UserError: its package is not installed, or it does not start.
+    """
     try:
         import wandb
     except ImportError:
         raise UserError('--track needs the wandb package; type: pip install "semore-bench[track]"') from None
-    wandb.init(
-        project="semore-bench",
-        name=f"{agent}__{args.env_id}__{args.seed}",
-        id=re.sub(r"[^\w-]+", "-", str(directory.resolve()))[-64:],
-        resume="allow",
-        dir=directory,
-        config=dataclasses.asdict(args),
-        sync_tensorboard=True,
-    )
+    try:
+        wandb.init(
+            project="semore-bench",
+            name=f"{agent}__{args.env_id}__{args.seed}",
+            id=_run_id(directory),
+            resume="allow",
+            dir=directory,
+            config=dataclasses.asdict(args),
+            sync_tensorboard=True,
+        )
+    except wandb.Error as error:
+        raise UserError(
+            f"Weights & Biases does not start ({str(error).splitlines()[0]}); type `wandb login`, set "
+            "WANDB_MODE=offline to send the logs later, or leave --track away"
+        ) from None
+
+
+def _run_id(directory: Path) -> str:
+    """The same for every process that continues the run in this folder, and for no other folder or machine."""
+    place = f"{platform.node()}:{directory.resolve()}"
+    return hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:32]

@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from gymnasium import spaces
 
 from semore_bench.envs import Step
+from semore_bench.storage import Storage
 from wrappers.backends.annotation import MAX_CLASSES, Annotation
-from wrappers.errors import UserError
 from wrappers.flow import encode_flow
 
 # What follows a frame in its ring.
 NEWEST, CONTINUES, TERMINATED, TRUNCATED = range(4)
 
+_FRAMES_PER_STEP = 2  # the last one of an episode and the first one of the next
+_ANNOTATIONS_PER_STEP = 96  # at most, of an environment: as many as wait and are under way, see `AsyncAnnotator`
 _NOTES = ("owner", "classes", "importance", "probabilities")  # arrays with a row per annotation
 _CHUNK = 64  # frames that are described at a time
 
@@ -84,8 +85,8 @@ class Replay:
         annotate_every: agent steps between annotated frames, 0 for none; sizes the annotation store.
         grid, embedding_dim: patches per side and length of the text embeddings of the annotations.
         features: numbers per frame that `describe` computes, 0 for none.
-        slack: frames per ring kept beyond the capacity, so that a run that returns to an older checkpoint finds the
-            frames that its replay held then.
+        slack: frames per ring that may be written from one checkpoint to the next; twice as many are kept beyond the
+            capacity, so that a run that returns to the older one of two checkpoints finds what its replay held then.
 
     Raises:
         UserError: the disk is too small, with the bytes needed and available.
@@ -108,7 +109,7 @@ class Replay:
         grid: int = 8,
         embedding_dim: int = 64,
         features: int = 0,
-        slack: int = 2500,
+        slack: int = 1250,
     ):
         self.directory = Path(directory)
         self.frame_stack, self.n_step, self.discount, self.num_envs = frame_stack, n_step, discount, num_envs
@@ -118,18 +119,20 @@ class Replay:
         )
         # one frame in 50 for the last frames of episodes, which are no transitions
         self.window = -(-capacity // num_envs) * 51 // 50
-        self.slots = self.window + slack + frame_stack + n_step + 2
+        self.slack = slack + _FRAMES_PER_STEP
+        self.slots = self.window + 2 * self.slack + frame_stack + n_step + 2
         # some more than one frame in so many: the first frame of every episode is annotated, too
         annotations = min(self.slots, self.slots * 5 // (4 * annotate_every) + 64) if annotate_every else 0
-        self.annotation_slots = annotations * num_envs
+        self.annotation_window = annotations * num_envs
+        self.annotation_slack = (slack // annotate_every + _ANNOTATIONS_PER_STEP) * num_envs if annotate_every else 0
+        self.annotation_slots = self.annotation_window + 2 * self.annotation_slack
 
-        ring, notes = (num_envs, self.slots), (self.annotation_slots,)
+        ring, notes = (num_envs * self.slots,), (self.annotation_slots,)
         layout: dict[str, tuple[tuple[int, ...], Any]] = {
             "action": ((*ring, action_dim), np.float32),
             "reward": (ring, np.float32),
             "follows": (ring, np.uint8),
             "episode_step": (ring, np.int32),
-            "annotation": (ring, np.int32),
         }
         if self.has_rgb:
             layout["rgb"] = ((*ring, *observation_space["rgb"].shape), np.uint8)
@@ -142,17 +145,15 @@ class Replay:
                 "importance": ((*notes, MAX_CLASSES), np.float16),
                 "probabilities": ((*notes, MAX_CLASSES, grid, grid), np.uint8),
             }
-        self._files = self._open(layout)
-        # Plain views with one row per frame: quicker to index than memmaps with a ring axis.
-        self._arrays = {
-            name: np.asarray(file).reshape(-1, *file.shape[1 if name in _NOTES else 2 :])
-            for name, file in self._files.items()
-        }
+        self._storage = Storage(self.directory, layout)
+        self._arrays, self.nbytes = self._storage.arrays, self._storage.nbytes
         self._rng = np.random.default_rng([seed, 1])
         # A stream of its own: an agent without guidance draws the same transitions as one with it.
         self._annotation_rng = np.random.default_rng([seed, 2])
         self._newest = np.full(num_envs, -1, np.int64)  # frames written per ring, minus one
         self._annotated = 0
+        self._actions: list[list[np.ndarray]] = [[] for _ in range(num_envs)]  # of the running episodes
+        self._saved: tuple[np.ndarray, int] | None = None  # `_newest` and `_annotated` of the last checkpoint
         self._names: dict[str, int] = {}  # numbers are never given twice: what lies on disk keeps its meaning
         self._name_embeddings: dict[int, np.ndarray] = {}
         self._next_name = 0
@@ -161,26 +162,6 @@ class Replay:
         self._features = np.zeros((num_envs * self.slots, width), np.float32)
         self.describe: Describe | None = None
         self.annotations_dropped = 0
-
-    def _open(self, layout: dict[str, tuple[tuple[int, ...], Any]]) -> dict[str, np.memmap]:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        paths = {name: self.directory / f"{name}.bin" for name in layout}
-        size = {name: int(np.prod(shape)) * np.dtype(kind).itemsize for name, (shape, kind) in layout.items()}
-        self.nbytes = sum(size.values())
-        present = sum(path.stat().st_blocks * 512 for path in paths.values() if path.exists())
-        free = psutil.disk_usage(str(self.directory)).free
-        if self.nbytes - present > free:
-            raise UserError(
-                f"the replay needs {self.nbytes:,} bytes on disk in {self.directory} and {free + present:,} are "
-                "available; free some space, or choose another --run-dir or a smaller --replay-capacity"
-            )
-        arrays = {}
-        for name, (shape, kind) in layout.items():
-            # Sparse: a file takes disk space only as it is written.
-            with open(paths[name], "ab") as file:
-                file.truncate(size[name])
-            arrays[name] = np.memmap(paths[name], kind, "r+", shape=shape)
-        return arrays
 
     # ---- writing ----
 
@@ -197,6 +178,7 @@ class Replay:
             self._arrays["action"][row] = step.action
             self._arrays["reward"][row] = step.reward
             self._arrays["follows"][row] = CONTINUES
+            self._actions[env].append(step.action.copy())
             rows.append(self._write(env, step.observation, self._arrays["episode_step"][row] + 1, step.info))
             if step.next_episode is not None:
                 self._arrays["follows"][rows[-1]] = TERMINATED if step.terminated else TRUNCATED
@@ -228,7 +210,8 @@ class Replay:
             arrays["flow"][row] = encode_flow(observation["flow"], self.flow_bound)
         arrays["follows"][row] = NEWEST
         arrays["episode_step"][row] = episode_step
-        arrays["annotation"][row] = -1
+        if episode_step == 0:
+            self._actions[env] = []
         for annotation, age in zip(info.get("annotations", ()), info.get("annotation_ages", ()), strict=True):
             self.attach(env, annotation, age)
         return row
@@ -237,19 +220,17 @@ class Replay:
         """Gives an annotation, however late, to the frame stored `age` frames before the newest one of `env`.
 
         Returns:
-            False if that frame is gone.
+            False if that frame is gone, or there is no room.
         """
-        if not 0 <= age < min(self.window, self._newest[env] + 1):
+        is_there = 0 <= age < min(self.window, self._newest[env] + 1)
+        # More at once than anybody has under way; without a checkpoint between, the older one would lose its own.
+        is_full = self._saved is not None and self._annotated - self._saved[1] >= self.annotation_slack
+        if not is_there or is_full:
             self.annotations_dropped += 1
             return False
-        row, arrays = self._row(env, self._newest[env] - age), self._arrays
-        note = self._annotated % self.annotation_slots
-        if self._annotated >= self.annotation_slots:  # the store is full: the oldest annotation makes room
-            former = arrays["owner"][note]
-            if arrays["annotation"][former] == note:
-                arrays["annotation"][former] = -1
+        arrays, note = self._arrays, self._annotated % self.annotation_slots
         classes = len(annotation.class_names)
-        arrays["owner"][note] = row
+        arrays["owner"][note] = (self._newest[env] - age) * self.num_envs + env
         arrays["classes"][note] = -1
         arrays["classes"][note, :classes] = [
             self._name(*pair) for pair in zip(annotation.class_names, annotation.class_embeddings, strict=True)
@@ -258,7 +239,6 @@ class Replay:
         arrays["importance"][note, : len(annotation.objects)] = [thing.relevance for thing in annotation.objects]
         arrays["probabilities"][note] = 0
         arrays["probabilities"][note, :classes] = np.rint(255 * annotation.patch_probabilities)
-        arrays["annotation"][row] = note
         self._annotated += 1
         return True
 
@@ -274,7 +254,7 @@ class Replay:
         """A talkative model may give every frame new names: those that no annotation in the store uses are dropped."""
         if len(self._names) < 2 * MAX_CLASSES * self.annotation_slots:
             return
-        used = set(np.unique(self._arrays["classes"]).tolist())
+        used = set(np.unique(self._arrays["classes"][self._live_notes()]).tolist())
         self._names = {name: number for name, number in self._names.items() if number in used}
         self._name_embeddings = {number: self._name_embeddings[number] for number in self._names.values()}
 
@@ -286,8 +266,8 @@ class Replay:
 
     @property
     def annotated_frames(self) -> int:
-        """Annotations in the store."""
-        return min(self._annotated, self.annotation_slots)
+        """Annotations that may be drawn, if their frames are still there."""
+        return min(self._annotated, self.annotation_window)
 
     def latest(self) -> dict[str, np.ndarray]:
         """The newest stack of every environment, of what there is: uint8 rgb (N, k, H, W, 3), flow (N, k-1, H, W, 2),
@@ -321,17 +301,17 @@ class Replay:
         for _ in range(20):
             drawn = self._annotated - 1 - self._annotation_rng.integers(self.annotated_frames, size=batch_size)
             drawn %= self.annotation_slots
-            owner = arrays["owner"][drawn]
-            env, position = self._position(owner)
-            kept = (arrays["annotation"][owner] == drawn) & (position >= self._newest[env] - self.window)
+            position, env = np.divmod(arrays["owner"][drawn], self.num_envs)
+            kept = position >= self._newest[env] - self.window
             notes = np.concatenate([notes, drawn[kept]])[:batch_size]
             if len(notes) == batch_size:
                 break
         if not len(notes):
             return None
         notes = np.resize(notes, batch_size)
+        position, env = np.divmod(arrays["owner"][notes], self.num_envs)
         return AnnotatedBatch(
-            rgb=arrays["rgb"][arrays["owner"][notes]],
+            rgb=arrays["rgb"][self._row(env, position)],
             patch_probabilities=arrays["probabilities"][notes].astype(np.float32) / 255,
             classes=arrays["classes"][notes].astype(np.int64),
             importance=arrays["importance"][notes].astype(np.float32),
@@ -346,7 +326,7 @@ class Replay:
         """Of each annotation in the store, in no order of meaning: `classes` and `importance` of `AnnotatedBatch`."""
         if not self.annotated_frames:
             return np.empty((0, MAX_CLASSES), np.int64), np.empty((0, MAX_CLASSES), np.float32)
-        classes, importance = (self._arrays[name][: self.annotated_frames] for name in ("classes", "importance"))
+        classes, importance = (self._arrays[name][self._live_notes()] for name in ("classes", "importance"))
         return classes.astype(np.int64), importance.astype(np.float32)
 
     def feature_stacks(self, limit: int = 10_000) -> np.ndarray:
@@ -363,11 +343,6 @@ class Replay:
 
     def _row(self, env: Any, position: Any) -> Any:
         return env * self.slots + position % self.slots
-
-    def _position(self, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        env, slot = np.divmod(row, self.slots)
-        newest = self._newest[env]
-        return env, newest - (newest - slot) % self.slots
 
     def _draw(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Positions of complete transitions, by rejection: last frames and unfinished n-step returns are redrawn."""
@@ -415,16 +390,32 @@ class Replay:
             self._features[rows] if self.has_state or self.describe is not None else None,
         )
 
+    def _live_notes(self) -> np.ndarray:
+        """Rows of the annotations that may be drawn, oldest first."""
+        return np.arange(self._annotated - self.annotated_frames, self._annotated) % max(1, self.annotation_slots)
+
     # ---- checkpoints ----
 
-    def flush(self) -> None:
-        """Writes the arrays through to the disk."""
-        for file in self._files.values():
-            file.flush()
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether the next step might overwrite what the checkpoint before the newest one needs."""
+        if self._saved is None:
+            return False
+        newest, annotated = self._saved
+        return bool(
+            (self._newest - newest).max() > self.slack - _FRAMES_PER_STEP
+            or self._annotated - annotated > self.annotation_slack - _ANNOTATIONS_PER_STEP * self.num_envs
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, names, features and random states: with the files, all of the replay."""
+        """What a checkpoint holds of the replay: counters, names, features, random states, the actions of running
+        episodes, and digests of all that it needs of the files, which are written through to the disk."""
+        self._storage.flush()
+        needed, changed = self._needed(), self._needed(self._saved)
+        self._saved = self._newest.copy(), self._annotated
         return {
+            "digests": {name: self._storage.digest(name, needed[name], changed[name]) for name in self._arrays},
+            "actions": [[action.tolist() for action in actions] for actions in self._actions],
             "newest": self._newest.tolist(),
             "annotated": self._annotated,
             "names": self._names,
@@ -436,14 +427,37 @@ class Replay:
             "random": [json.dumps(rng.bit_generator.state) for rng in (self._rng, self._annotation_rng)],
         }
 
+    def _needed(self, since: tuple[np.ndarray, int] | None = None) -> dict[str, np.ndarray]:
+        """Rows of every array that may be read, oldest first; with `since`, those of them that were written since."""
+        oldest = (self._newest - self.window - self.frame_stack - self.n_step).clip(0)
+        notes = self._live_notes()
+        if since is not None:
+            # what follows the frame that was the newest then was not known yet
+            oldest = np.maximum(oldest, since[0])
+            notes = notes[max(0, len(notes) - self._annotated + since[1]) :]
+        frames, steps = (
+            np.concatenate([self._row(env, np.arange(oldest[env], end[env])) for env in range(self.num_envs)])
+            for end in (self._newest + 1, self._newest)
+        )
+        rows = dict.fromkeys(("action", "reward", "follows"), steps) | dict.fromkeys(_NOTES, notes)
+        return {name: rows.get(name, frames) for name in self._arrays}
+
     def _used_rows(self) -> np.ndarray:
         used = np.minimum(self._newest + 1, self.slots)
         return np.concatenate([env * self.slots + np.arange(count) for env, count in enumerate(used)])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Returns to a `state_dict` of the same files, which may have been written further since."""
+        """Returns to a `state_dict` of the same files, which may have been written further since.
+
+        Raises:
+            Damaged: a file does not hold any more what it held.
+        """
         self._newest[:] = state["newest"]
         self._annotated = state["annotated"]
+        for name, rows in self._needed().items():
+            self._storage.check(name, rows, state["digests"][name])
+        self._saved = self._newest.copy(), self._annotated
+        self._actions = [[np.array(action, np.float32) for action in actions] for actions in state["actions"]]
         self._names, self._next_name = dict(state["names"]), state["next_name"]
         self._name_embeddings = {number: tensor.numpy() for number, tensor in state["name_embeddings"].items()}
         self._features[self._used_rows()] = state["features"].numpy()
@@ -458,8 +472,7 @@ class Replay:
             return float(np.abs(self._arrays["rgb"][row].astype(np.int16) - observation["rgb"]).mean())
         return float(np.abs(self._features[row] - observation["state"]).mean())
 
-    def episode_actions(self, env: int) -> np.ndarray:
-        """Actions taken so far in the running episode of environment `env`, float32 (steps, A)."""
-        newest = self._newest[env]
-        steps = int(self._arrays["episode_step"][self._row(env, newest)])
-        return self._arrays["action"][self._row(env, np.arange(newest - steps, newest))].copy()
+    @property
+    def episode_actions(self) -> list[list[np.ndarray]]:
+        """Actions taken so far in the running episode of every environment, each float32 (A,)."""
+        return self._actions

@@ -2,17 +2,13 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import json
 import os
-import pickle
 import re
-import shutil
 import signal
 import sys
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +20,24 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from semore_bench.args import CommonArgs, flag
-from semore_bench.envs import EnvConfig, Step, Workers, episode_seed, is_vlm
+from semore_bench.args import CommonArgs
+from semore_bench.checkpoint import Checkpoints
+from semore_bench.envs import STOPPING, EnvConfig, Step, Workers, episode_seed, is_vlm
 from semore_bench.evaluation import Episode, evaluate, film
 from semore_bench.memory import keep_freed_memory
 from semore_bench.provenance import find_device, provenance, track
 from semore_bench.replay import Replay
-from semore_bench.rundir import EVAL_COLUMNS, METRIC_COLUMNS, TRAIN_COLUMNS, CsvFile, write_atomically
+from semore_bench.rundir import (
+    EVAL_COLUMNS,
+    FULL,
+    METRIC_COLUMNS,
+    TRAIN_COLUMNS,
+    CsvFile,
+    Damaged,
+    RunDirectory,
+    refuse_changes,
+    write_status,
+)
 from wrappers.backends.captioners import make_prompt
 from wrappers.errors import UserError
 
@@ -40,6 +47,8 @@ EVAL_WORKERS = 2
 """evaluation episodes run at a time: fixed, so that results do not depend on the machine's number of cores"""
 CHECKPOINT_SECONDS = 120
 HEARTBEAT_SECONDS = 5
+SIGNAL_SECONDS = 1
+"""signals this close together are one: `timeout` and others send theirs to the process and to its group"""
 # Settings that say where and how to look at a run, not what it computes.
 _FREE = {"run_dir", "fresh", "track", "capture_video", "cuda", "annotation_cache"}
 
@@ -49,7 +58,7 @@ class Stopped(SystemExit):
 
 
 def one_line_errors(main: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Lets `main` answer a user's mistake with one line on stderr and exit status 2."""
+    """Lets `main` answer a user's mistake, or a full disk, with one line on stderr and exit status 2."""
 
     @functools.wraps(main)
     def wrapped(args: Any) -> None:
@@ -57,7 +66,18 @@ def one_line_errors(main: Callable[[Any], None]) -> Callable[[Any], None]:
             main(args)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            where = f" ({error.filename})" if error.filename else ""
+            print(
+                f"error: the disk is full{where}: free some space, then the same command continues from the last "
+                "checkpoint",
+                file=sys.stderr,
+            )
+        else:
+            return
+        raise SystemExit(2) from None
 
     return wrapped
 
@@ -95,6 +115,7 @@ class Run:
         default = Path("runs") / re.sub(r"[^\w.-]+", "_", args.env_id) / self.agent_name / f"seed-{args.seed}"
         self.directory = Path(args.run_dir) if args.run_dir else default
         self._stop: int | None = None
+        self._asked = 0.0
         self._eval_workers: Workers | None = None
         self.workers: Workers | None = None
 
@@ -110,104 +131,63 @@ class Run:
     # ---- opening and closing ----
 
     def __enter__(self) -> "Run":
-        self._lock()
-        try:
-            config = self._check_settings()
-            self.workers = Workers(self.args.env_id, self._env_config(), self.args.num_envs)
-        except BaseException:
-            self._file.close()
-            if not (self.directory / "config.json").exists():  # leave no trace of a run that never was
-                (self.directory / ".lock").unlink()
-                with contextlib.suppress(OSError):
-                    os.removedirs(self.directory)
-            raise
-        if config is not None:
-            write_atomically(self.directory / "config.json", json.dumps(config, indent=2).encode())
-        if "OMP_NUM_THREADS" not in os.environ:
-            # The workers need cores of their own: threads that wait for one another at every layer cannot share theirs.
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - self.args.num_envs))
-        torch.manual_seed(self.args.seed)
-        self.checkpoints = self.directory / "checkpoint"
-        self.checkpoints.mkdir(exist_ok=True)
-        self._checkpointed = 0
-        self._tensorboard: SummaryWriter | None = None
-        self._progress: tqdm | None = None
-        self._began = self._saved = self._beat = time.monotonic()
-        self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        self._csv = {
-            name: CsvFile(self.directory / f"{name}.csv", columns)
-            for name, columns in (("train", TRAIN_COLUMNS), ("eval", EVAL_COLUMNS), ("metrics", METRIC_COLUMNS))
-        }
+        with contextlib.ExitStack() as stack:
+            self._folder = stack.enter_context(RunDirectory(self.directory))
+            self._prepare_folder()
+            self.workers = stack.enter_context(Workers(self.args.env_id, self._env_config(), self.args.num_envs))
+            stack.callback(lambda: self._eval_workers is not None and self._eval_workers.close())
+            if "OMP_NUM_THREADS" not in os.environ:
+                # The workers need cores of their own: threads that wait for one another at every layer cannot share
+                # theirs.
+                torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - self.args.num_envs))
+            torch.manual_seed(self.args.seed)
+            self._checkpoints = Checkpoints(self.directory / "checkpoint")
+            self._checkpointed = 0
+            self._tensorboard: SummaryWriter | None = None
+            self._progress: tqdm | None = None
+            self._began = self._saved = self._beat = time.monotonic()
+            columns = {"train": TRAIN_COLUMNS, "eval": EVAL_COLUMNS, "metrics": METRIC_COLUMNS}
+            self._csv = {
+                name: stack.enter_context(contextlib.closing(CsvFile(self.directory / f"{name}.csv", columns[name])))
+                for name in columns
+            }
+            for number in STOPPING:
+                stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
+            self._resources = stack.pop_all()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: Any) -> None:
-        for file in self._csv.values():
-            file.close()
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        if self._progress is not None:
-            self._progress.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        for workers in (self.workers, self._eval_workers):
-            if workers is not None:
-                workers.close()
-        if kind is None:
-            self._status("finished")
-        elif issubclass(kind, (Stopped, KeyboardInterrupt)):
-            self._status("stopped")
-        else:
-            self._status("failed", error=f"{kind.__name__}: {error}")
-        self._file.close()
+        with self._resources:
+            if kind is None:
+                self._status("finished")
+            elif issubclass(kind, (Stopped, KeyboardInterrupt)):
+                self._status("stopped")
+            else:
+                self._status("failed", error=f"{kind.__name__}: {error}")
 
-    def _lock(self) -> None:
-        if self.directory.exists() and not self.directory.is_dir():
-            raise UserError(f"--run-dir {self.directory} is a file; name a folder")
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.directory / ".lock", "a+")  # noqa: SIM115 (held as long as the run)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is training in {self.directory}; wait for it, or choose another --run-dir or --seed"
-            ) from None
-
-    def _check_settings(self) -> dict[str, Any] | None:
-        """Returns the content of config.json for a new run, None for one that continues."""
-        path = self.directory / "config.json"
-        others = [entry for entry in self.directory.iterdir() if entry.name != ".lock"]
-        if self.args.fresh and path.exists():
-            for entry in others:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        elif others and not path.exists():
-            raise UserError(f"{self.directory} holds files but no run (no config.json); choose another --run-dir")
+    def _prepare_folder(self) -> None:
+        """Checks that this run may go on in its folder, or makes it a run's."""
         settings = {name: value for name, value in dataclasses.asdict(self.args).items() if name not in _FREE}
         settings = json.loads(json.dumps(settings))
-        if path.exists():
-            before = json.loads(path.read_text())
-            old = {**before["args"], "agent": before["agent"]}
-            new = {**settings, "agent": self.agent_name}
-            changed = [
-                f"{flag(name)} was {old.get(name, 'not there')} and now is {new.get(name, 'not there')}"
-                for name in sorted(old | new)
-                if old.get(name) != new.get(name)
-            ]
-            if changed:
-                raise UserError(
-                    f"{self.directory} holds a run with other settings: {'; '.join(changed)}. Type the same command "
-                    "to continue it, add --fresh to start over, or choose another --run-dir"
-                )
-            return None
-        return {
-            "agent": self.agent_name,
-            "env_id": self.args.env_id,
-            "seed": self.args.seed,
-            "guidance": self.args.guidance_source,
-            "prompt": make_prompt(self.args.task_description) if is_vlm(self.args.annotator) else None,
-            "args": settings,
-            "command": sys.argv,
-            **provenance(self.device),
-        }
+        if self.args.fresh and self._folder.config.exists():
+            self._folder.put_aside()
+        before = self._folder.read_config()
+        if before is not None:
+            was, now = before["args"] | {"agent": before["agent"]}, settings | {"agent": self.agent_name}
+            refuse_changes(self.directory, was, now)
+            return
+        self._folder.write_config(
+            {
+                "agent": self.agent_name,
+                "env_id": self.args.env_id,
+                "seed": self.args.seed,
+                "guidance": self.args.guidance_source,
+                "prompt": make_prompt(self.args.task_description) if is_vlm(self.args.annotator) else None,
+                "args": settings,
+                "command": sys.argv,
+                **provenance(self.device),
+            }
+        )
 
     def _env_config(self) -> EnvConfig:
         config = self.args.env_config()
@@ -215,9 +195,11 @@ class Run:
         return dataclasses.replace(config, annotation_cache=config.annotation_cache or self.directory / "annotations")
 
     def _on_signal(self, number: int, _: Any) -> None:
-        if self._stop is not None:  # asked twice: at once
+        now = time.monotonic()
+        if self._stop is None:
+            self._stop, self._asked = number, now
+        elif now - self._asked > SIGNAL_SECONDS:  # asked again: at once
             raise KeyboardInterrupt
-        self._stop = number
 
     def _raise_if_stopping(self) -> None:
         if self._stop is not None:
@@ -268,8 +250,7 @@ class Run:
             seed=args.seed,
             flow_bound=self.flow_bound,
             features=features,
-            # two checkpoints are kept, and one step may follow when one is due
-            slack=2 * -(-args.checkpoint_every // args.num_envs) + 2,
+            slack=-(-args.checkpoint_every // args.num_envs) * 51 // 50,  # last frames of episodes come on top
             **guidance,
         )
 
@@ -280,11 +261,15 @@ class Run:
         checkpoints happen between the turns.
         """
         args = self.args
+        self._folder.keep()
         self._restore(agent, replay)
         if self._evaluated == self.env_step >= args.total_env_steps:
             print(f"{self.directory} is finished ({self.env_step} env steps); --fresh starts over")
             return
+        if args.track:
+            track(self.directory, self.agent_name, args)
         self._tensorboard = SummaryWriter(self.directory / "tensorboard", purge_step=self.env_step)
+        self._resources.callback(self._tensorboard.close)
         self._progress = tqdm(
             total=args.total_env_steps,
             initial=self.env_step,
@@ -293,8 +278,7 @@ class Run:
             mininterval=0.5 if sys.stderr.isatty() else 30,
             smoothing=0.05,
         )
-        if args.track:
-            track(self.directory, self.agent_name, args)
+        self._resources.callback(self._progress.close)
         while True:
             finished = self.env_step >= args.total_env_steps
             if self._stop is None and (
@@ -302,13 +286,7 @@ class Run:
                 or (finished and self._evaluated < self.env_step)
             ):
                 self._evaluate(agent)
-            if (
-                finished
-                or self._stop is not None
-                or self._evaluated == self.env_step > 0
-                or self.agent_step - self._checkpointed >= args.checkpoint_every
-                or time.monotonic() - self._saved > CHECKPOINT_SECONDS
-            ):
+            if self._checkpoint_due(replay, finished):
                 self.checkpoint(agent, replay)
             if self._stop is not None:
                 print(f"\nstopped at env step {self.env_step}; the same command continues", file=sys.stderr)
@@ -325,6 +303,16 @@ class Run:
             if self.agent_step // LOG_EVERY > (self.agent_step - args.num_envs) // LOG_EVERY:
                 self._log_metrics(replay)
             self._heartbeat()
+
+    def _checkpoint_due(self, replay: Replay, finished: bool) -> bool:
+        return self.agent_step > 0 and (
+            finished
+            or self._stop is not None
+            or self._evaluated == self.env_step
+            or self.agent_step - self._checkpointed >= self.args.checkpoint_every
+            or time.monotonic() - self._saved > CHECKPOINT_SECONDS
+            or replay.checkpoint_due
+        )
 
     def random_action(self) -> np.ndarray:
         """Uniform actions, float32 (N, A) in [-1, 1]."""
@@ -408,7 +396,7 @@ class Run:
             if not np.isfinite(mean):
                 raise UserError(
                     f"{name} became {mean} between agent steps {self.agent_step - LOG_EVERY} and {self.agent_step}; "
-                    f"the last good checkpoint is kept in {self.checkpoints}; try a smaller learning rate"
+                    f"the last good checkpoint is kept in {self._checkpoints.folder}; try a smaller learning rate"
                 )
         return dict(zip(collected, means, strict=True))
 
@@ -433,7 +421,7 @@ class Run:
             "heartbeat": time.time(),
             "pid": os.getpid(),
         }
-        write_atomically(self.directory / "status.json", json.dumps(status, indent=2).encode())
+        write_status(self.directory / "status.json", status)
 
     # ---- evaluation ----
 
@@ -483,11 +471,8 @@ class Run:
             if torch.is_tensor(weight) and weight.is_floating_point() and not torch.isfinite(weight).all():
                 raise UserError(
                     f"the weight {name} became NaN or infinite before agent step {self.agent_step}; the last good "
-                    f"checkpoint is kept in {self.checkpoints}; try a smaller learning rate"
+                    f"checkpoint is kept in {self._checkpoints.folder}; try a smaller learning rate"
                 )
-        replay.flush()
-        for file in self._csv.values():
-            file.flush()
         state = {
             "agent": agent.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in agent.optimizers.items()},
@@ -498,36 +483,25 @@ class Run:
             "counters": {name: getattr(self, name) for name in _COUNTERS},
             "running": [dataclasses.asdict(episode) for episode in self._running],
             "numbers": self._numbers,
-            "csv_bytes": {name: file.size for name, file in self._csv.items()},
+            "csv": {name: file.state() for name, file in self._csv.items()},
             "wall_seconds": self._wall + time.monotonic() - self._began,
         }
-        path = self.checkpoints / f"agent-step-{self.agent_step:012d}.pt"
-        write_atomically(path, lambda file: torch.save(state, file))
-        for old in self._checkpoint_files()[2:]:
-            old.unlink()
+        self._checkpoints.write(self.agent_step, state)
+        self._folder.forget_former()
         self._checkpointed, self._saved = self.agent_step, time.monotonic()
         self._status("running")
 
-    def _checkpoint_files(self) -> list[Path]:
-        return sorted(self.checkpoints.glob("agent-step-*.pt"), reverse=True)
-
     def _restore(self, agent: torch.nn.Module, replay: Replay) -> None:
         """Takes up the newest good checkpoint, or begins."""
-        state = self._load_checkpoint()
-        num_envs = self.args.num_envs
+        state = self._find_state(replay)
         for name, file in self._csv.items():
-            file.truncate(state["csv_bytes"][name] if state else None)
+            file.restore(state["csv"][name] if state else None)
         if state is None:
-            self._running = [Episode(seed=-1) for _ in range(num_envs)]
-            self._numbers = list(range(num_envs))
-            first = self.workers.reset([episode_seed(self.args.seed, number) for number in self._numbers])
-            for env, (observation, info) in enumerate(first):
-                replay.begin(env, observation, info)
+            self._begin(replay)
             return
         agent.load_state_dict(state["agent"])
         for name, optimizer in agent.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-        replay.load_state_dict(state["replay"])
         torch.set_rng_state(state["torch_random"])
         if state["cuda_random"] and self.device.type == "cuda":
             torch.cuda.set_rng_state_all(state["cuda_random"])
@@ -537,11 +511,43 @@ class Run:
         self._running = [Episode(**episode) for episode in state["running"]]
         self._numbers, self._wall = state["numbers"], state["wall_seconds"]
         self._checkpointed = self.agent_step
-        if self.env_step >= self.args.total_env_steps:
-            return
-        # The environments return to where they were by taking the same actions again.
+        if self.env_step < self.args.total_env_steps:
+            self._return_to_episodes(replay)
+            print(f"continuing {self.directory} at env step {self.env_step}", file=sys.stderr)
+
+    def _find_state(self, replay: Replay) -> dict[str, Any] | None:
+        """The newest checkpoint that can be read and whose files are as it left them, and `replay` as it was then; None
+        if there is none at all."""
+        reason = ""
+        for state in self._checkpoints.states():
+            try:
+                for name, file in self._csv.items():
+                    file.check(state["csv"][name])
+                replay.load_state_dict(state["replay"])
+            except Damaged as error:
+                reason = f": {error}"
+                print(f"warning: {error}; trying the checkpoint before", file=sys.stderr)
+                continue
+            return state
+        if self._checkpoints.files():
+            raise UserError(
+                f"no checkpoint in {self._checkpoints.folder} can be used{reason}; restore its files from a copy, or "
+                "add --fresh to start over"
+            )
+        return None
+
+    def _begin(self, replay: Replay) -> None:
+        num_envs = self.args.num_envs
+        self._running = [Episode(seed=-1) for _ in range(num_envs)]
+        self._numbers = list(range(num_envs))
+        first = self.workers.reset([episode_seed(self.args.seed, number) for number in self._numbers])
+        for env, (observation, info) in enumerate(first):
+            replay.begin(env, observation, info)
+
+    def _return_to_episodes(self, replay: Replay) -> None:
+        """The environments return to where they were by taking the same actions again."""
         seeds = [episode_seed(self.args.seed, number) for number in self._numbers]
-        resumed = self.workers.reset(seeds, [replay.episode_actions(env) for env in range(num_envs)])
+        resumed = self.workers.reset(seeds, replay.episode_actions)
         for env, (observation, _) in enumerate(resumed):
             difference = replay.difference(env, observation)
             if difference > 1:
@@ -550,23 +556,6 @@ class Run:
                     f"by {difference:.1f} grey levels): the run goes on, but not exactly as it would have",
                     file=sys.stderr,
                 )
-        print(f"continuing {self.directory} at env step {self.env_step}", file=sys.stderr)
-
-    def _load_checkpoint(self) -> dict[str, Any] | None:
-        for unfinished in self.checkpoints.glob(".agent-step-*"):  # it was killed while it wrote
-            unfinished.unlink()
-        files = self._checkpoint_files()
-        for path in files:
-            try:
-                with zipfile.ZipFile(path) as archive:
-                    if (damaged := archive.testzip()) is not None:
-                        raise zipfile.BadZipFile(f"{damaged} is damaged")
-                return torch.load(path, map_location="cpu", weights_only=True)
-            except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
-                print(f"warning: checkpoint {path} cannot be read ({error}); trying the one before", file=sys.stderr)
-        if files:
-            raise UserError(f"no checkpoint in {self.checkpoints} can be read; --fresh starts over")
-        return None
 
 
 _COUNTERS = "agent_step env_step episodes updates _evaluated".split()

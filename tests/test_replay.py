@@ -1,15 +1,20 @@
 """The replay against a plain list of what happened, on short episodes, several environments, and wrapped rings."""
 
+import copy
+import random
+from unittest.mock import patch
+
 import numpy as np
 import psutil
 import pytest
 import torch
 from gymnasium import spaces
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from semore_bench.envs import Step
 from semore_bench.replay import Replay
+from semore_bench.rundir import Damaged
 from wrappers.backends.annotation import Annotation, SceneObject
 from wrappers.errors import UserError
 
@@ -308,7 +313,6 @@ def test_returning_to_a_checkpoint_gives_the_same_batches(tmp_path, n_step):
         player.step()
     replay.describe = lambda rgb, flow: 0 * number_of(rgb)[:, None]
     replay.redescribe()  # as if the grounder had learned in the meantime
-    replay.flush()
     del replay
     again = make(tmp_path / "a", **kwargs)
     again.describe = replay_describe
@@ -317,13 +321,123 @@ def test_returning_to_a_checkpoint_gives_the_same_batches(tmp_path, n_step):
         assert np.array_equal(got, expected)
 
 
+class LatePlayer(Player):
+    """Every `every`-th frame of an episode is annotated, `delay` frames later, be its episode over or not."""
+
+    def __init__(self, replay: Replay, lengths: list[int], terminated: list[bool], every: int, delay: int):
+        self.every, self.delay = every, delay
+        self.shown = [0] * replay.num_envs
+        self.under_way: list[list[tuple[int, Annotation]]] = [[] for _ in range(replay.num_envs)]
+        super().__init__(replay, lengths, terminated)
+
+    def _frame(self, env: int):
+        observation, info = super()._frame(env)
+        now, self.shown[env] = self.shown[env], self.shown[env] + 1
+        first = len(self.episode[env]) == 1
+        if first:
+            self.frame_step[env] = 0
+        if self.frame_step[env] % self.every == 0:
+            self.under_way[env].append((now, annotation(self.frame_step[env])))
+        done = [pair for pair in self.under_way[env] if now - pair[0] >= self.delay]
+        self.under_way[env] = [pair for pair in self.under_way[env] if now - pair[0] < self.delay]
+        info["annotations"] = tuple(said for _, said in done)
+        info["annotation_ages"] = tuple(now - when for when, _ in done)
+        return observation, info
+
+    def copied(self, replay: Replay | None) -> "LatePlayer":
+        """As it is now, playing into another replay."""
+        other = copy.copy(self)
+        vars(other).update(copy.deepcopy({name: value for name, value in vars(self).items() if name != "replay"}))
+        other.replay = replay
+        return other
+
+    def turn(self) -> list[np.ndarray]:
+        """What a learner that draws in every turn gets to see."""
+        self.step()
+        batches = self.replay.sample(8), self.replay.sample_annotated(8)
+        seen = [vars(batch) for batch in batches if batch is not None] + [self.replay.latest()]
+        return [array for part in seen for array in part.values() if array is not None]
+
+
+def stored(replay: Replay, folder) -> dict:
+    torch.save(replay.state_dict(), folder / "state.pt")
+    return torch.load(folder / "state.pt", weights_only=True)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=3),
+    capacity=st.integers(4, 60),
+    num_envs=st.integers(1, 3),
+    every=st.integers(1, 4),
+    delay=st.integers(0, 20),
+    before=st.integers(3, 250),
+    slack=st.integers(1, 12),
+)
+@example(lengths=[9], capacity=10, num_envs=1, every=1, delay=7, before=250, slack=12)  # all rings have wrapped
+@example(lengths=[1, 2], capacity=40, num_envs=2, every=3, delay=0, before=50, slack=9)
+@patch("semore_bench.replay._ANNOTATIONS_PER_STEP", 2)  # as few rows to spare as may be
+def test_either_checkpoint_continues_exactly(
+    tmp_path_factory, lengths, capacity, num_envs, every, delay, before, slack
+):
+    """A process goes on writing for as long as it may after its two checkpoints, and dies; others take over its files,
+    from the newest checkpoint and then, because that is damaged, from the one before: short episodes, late annotations,
+    and rings that wrap or are shorter than an episode."""
+    folder = tmp_path_factory.mktemp("replay")
+    kwargs = {"annotate_every": every, "grid": GRID, "embedding_dim": DIM, "capacity": capacity, "slack": slack}
+    replay = make(folder, num_envs=num_envs, **kwargs)
+    player = LatePlayer(replay, lengths, [False, True, True], every, delay)
+    for _ in range(before):
+        player.turn()
+    checkpoints, seen = [(stored(replay, folder), player.copied(None), 0)], []
+    while True:
+        if replay.checkpoint_due:
+            if len(checkpoints) == 2:
+                break
+            checkpoints.append((stored(replay, folder), player.copied(None), len(seen)))
+        seen.append(player.turn())
+    for state, then, turn in reversed(checkpoints):
+        again = make(folder, num_envs=num_envs, **kwargs)
+        again.load_state_dict(state)
+        resumed = then.copied(again)
+        for want in seen[turn:]:
+            if again.checkpoint_due:
+                again.state_dict()
+            for got, expected in zip(resumed.turn(), want, strict=True):
+                assert np.array_equal(got, expected)
+
+
+@pytest.mark.parametrize("name", "rgb flow action reward follows episode_step owner probabilities".split())
+@pytest.mark.parametrize("harm", ["missing", "shorter", "longer", "random", "one bit"])
+def test_a_file_that_is_not_as_it_was_is_named(tmp_path, name, harm):
+    kwargs = {"annotate_every": 2, "grid": GRID, "embedding_dim": DIM}
+    replay = make(tmp_path, **kwargs)
+    player = LatePlayer(replay, [6], [False], 2, 0)
+    for _ in range(30):
+        player.turn()
+    state = replay.state_dict()
+    path = tmp_path / f"{name}.bin"
+    content = bytearray(path.read_bytes())
+    if harm == "missing":
+        path.unlink()
+    elif harm == "one bit":
+        row = replay._arrays[name][0].nbytes
+        content[3 * row] ^= 1
+        path.write_bytes(content)
+    else:
+        noise = random.Random(0).randbytes(len(content))
+        damaged = {"shorter": content[:10], "longer": b"x" + content, "random": noise}
+        path.write_bytes(damaged[harm])
+    with pytest.raises(Damaged, match=rf"{name}\.bin (was missing|had another size|has been changed)"):
+        make(tmp_path, **kwargs).load_state_dict(state)
+
+
 def test_actions_of_the_running_episode(tmp_path):
     replay = make(tmp_path)
     player = Player(replay, [9], [False])
     for _ in range(30):
         player.step()
-    actions = replay.episode_actions(0)
-    assert actions[:, 0].tolist() == [float(n) for n in player.episode[0][:-1]]
+    assert [action[0] for action in replay.episode_actions[0]] == [float(n) for n in player.episode[0][:-1]]
 
 
 def test_bytes_per_transition(tmp_path):
@@ -331,7 +445,7 @@ def test_bytes_per_transition(tmp_path):
         {"rgb": spaces.Box(0, 255, (84, 84, 3), np.uint8), "flow": spaces.Box(-8, 8, (84, 84, 2), np.float32)}
     )
     plain = spaces.Dict({"rgb": space["rgb"]})
-    kwargs = {"capacity": 1000, "slack": 0, "annotate_every": 8, "grid": 16}
+    kwargs = {"capacity": 2000, "slack": 0, "annotate_every": 8, "grid": 16}
     with_flow = Replay(tmp_path / "flow", space, 6, **kwargs)
     without = Replay(tmp_path / "plain", plain, 6, **kwargs)
     assert with_flow.nbytes / with_flow.slots < 36_000

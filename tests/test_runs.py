@@ -5,9 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import psutil
@@ -15,7 +13,8 @@ import pytest
 import torch
 
 from agents import drq_sac, semore_sac
-from semore_bench.runs import Run
+from semore_bench.checkpoint import Checkpoints
+from tests.waiting import run_to_end, wait_until
 
 ROOT = Path(__file__).parents[1]
 TOY = {"env_id": "tests.toy_env:Toy-v0", "image_size": 36, "batch_size": 4, "random_steps": 20, "action_repeat": 2}
@@ -41,7 +40,7 @@ def start(agent: str, run_dir: Path, settings: dict) -> subprocess.Popen:
 
 def finish(*args) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command(*args), env=environment, capture_output=True, text=True, check=False, timeout=300)
+    return run_to_end(command(*args), env=environment)
 
 
 def call(module, run_dir: Path, **settings) -> None:
@@ -53,20 +52,18 @@ def agent_step(run_dir: Path) -> int:
     return max((int(name.rsplit("-", 1)[1]) for name in names), default=0)
 
 
-def wait_for(process: subprocess.Popen, run_dir: Path, condition, seconds=120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        if process.poll() is not None:
-            pytest.fail(f"ended with {process.returncode}: {Path(f'{run_dir}.log').read_text()[-3000:]}")
-        assert time.monotonic() < end
-        time.sleep(0.02)
+def wait_for(process: subprocess.Popen, run_dir: Path, condition) -> None:
+    try:
+        wait_until(condition, process)
+    except AssertionError as error:
+        pytest.fail(f"{error}: {Path(f'{run_dir}.log').read_text()[-3000:]}")
 
 
 def outcome(run_dir: Path) -> dict:
     """Everything that must not depend on interruptions: logs, and all that the last checkpoint holds."""
     newest = max((run_dir / "checkpoint").glob("agent-step-*.pt"))
     state = torch.load(newest, weights_only=True)
-    del state["wall_seconds"], state["csv_bytes"]["metrics"]
+    del state["wall_seconds"], state["csv"]["metrics"]
     return {
         "train": (run_dir / "train.csv").read_bytes(),
         "eval": (run_dir / "eval.csv").read_bytes(),
@@ -109,7 +106,8 @@ def test_semore_killed_three_times_gives_what_an_uninterrupted_run_gives(tmp_pat
         process.kill()
         process.wait()
     assert finish("semore_sac", killed, CARTPOLE).returncode == 0
-    assert reference.wait(300) == 0
+    wait_for(reference, tmp_path / "whole", lambda: reference.poll() is not None)
+    assert reference.returncode == 0
     assert_same(killed, tmp_path / "whole")
 
 
@@ -130,7 +128,7 @@ def test_two_environments_killed_in_the_middle_of_their_episodes(tmp_path, toy_r
         children = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.wait()
-        assert not psutil.wait_procs(children, timeout=20)[1], "workers outlived the learner"
+        assert not psutil.wait_procs(children, timeout=300)[1], "workers outlived the learner"
     assert finish("drq_sac", killed, settings).returncode == 0
     assert_same(killed, toy_run)
 
@@ -140,7 +138,8 @@ def test_interrupt_saves_at_once_and_the_run_goes_on(tmp_path, toy_run):
     process = start("drq_sac", stopped, settings)
     wait_for(process, stopped, lambda: agent_step(stopped) >= 60)
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    wait_for(process, stopped, lambda: process.poll() is not None)
+    assert process.returncode == 130
     assert json.loads((stopped / "status.json").read_text())["state"] == "stopped"
     call(drq_sac, stopped, num_envs=2)
     assert_same(stopped, toy_run)
@@ -198,9 +197,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, toy_run, cap
 
 
 def test_a_checkpoint_is_read_to_the_cpu_from_where_modules_and_generators_take_it(toy_run):
-    run = SimpleNamespace(device=torch.device("meta"), checkpoints=toy_run / "checkpoint")
-    run._checkpoint_files = lambda: Run._checkpoint_files(run)
-    state = Run._load_checkpoint(run)
+    state = next(Checkpoints(toy_run / "checkpoint").states())
     assert {tensor.device.type for tensor in (state["torch_random"], *state["agent"].values())} == {"cpu"}
 
 

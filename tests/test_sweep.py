@@ -17,6 +17,7 @@ from semore_bench import executors, suites
 from semore_bench import sweep as sweep_module
 from semore_bench.executors import Job, supervise
 from wrappers.errors import UserError
+from tests.waiting import run_to_end
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -74,9 +75,7 @@ def start(folder: Path, suite: str, *more: str, **options) -> subprocess.Popen:
 
 def finish(folder: Path, suite: str, *more: str) -> subprocess.CompletedProcess:
     command = words(folder, suite, *more)
-    return subprocess.run(
-        command, env=ENVIRONMENT, cwd=folder, capture_output=True, text=True, check=False, timeout=400
-    )
+    return run_to_end(command, env=ENVIRONMENT, cwd=folder)
 
 
 def wait_for(condition, folder: Path, seconds=300) -> None:
@@ -151,7 +150,7 @@ def test_killed_at_random_moments_it_gives_what_an_undisturbed_sweep_gives(tmp_p
             tree += psutil.Process(process.pid).children(recursive=True)  # a second attempt may have begun
         process.kill()
         process.wait()
-        assert not psutil.wait_procs(tree, timeout=20)[1], "something outlived the sweep"
+        assert not psutil.wait_procs(tree, timeout=300)[1], "something outlived the sweep"
     assert saved_steps(killed) < 2 * 150, "it was over before it was killed five times"
 
     done = finish(killed, TOY, *arguments)

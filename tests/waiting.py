@@ -1,0 +1,58 @@
+"""Waiting for processes on busy machines: who waits gives up only on a process that hangs, not on one that is slow."""
+
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import psutil
+
+IDLE_SECONDS = 300
+"""a process that uses no processor for so long hangs"""
+BUSY_SECONDS = 600
+"""of processor time: one that uses more is in a loop"""
+
+
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen) -> None:
+    """Waits for a condition that `process` is to bring about.
+
+    Raises:
+        AssertionError: the process, or one that it has started, hangs or loops, or it ended before.
+    """
+    used, moved = _processor_seconds(process), time.monotonic()
+    start = used
+    while not condition():
+        ended = process.poll()
+        if ended is not None and not condition():
+            raise AssertionError(f"ended with {ended}")
+        if (now := _processor_seconds(process)) != used:
+            used, moved = now, time.monotonic()
+        assert time.monotonic() - moved < IDLE_SECONDS, f"no sign of life for {IDLE_SECONDS} seconds"
+        assert used - start < BUSY_SECONDS, f"it did not come in {BUSY_SECONDS} seconds of processor time"
+        time.sleep(0.02)
+
+
+def run_to_end(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess:
+    """`subprocess.run` with what the command prints as text, and a time limit for hangs alone."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(command, stdout=out, stderr=err, **options)
+        try:
+            wait_until(lambda: process.poll() is not None, process)
+        finally:
+            process.kill()
+            process.wait()
+        for file in (out, err):
+            file.seek(0)
+        return subprocess.CompletedProcess(command, process.returncode, out.read(), err.read())
+
+
+def _processor_seconds(process: subprocess.Popen) -> float:
+    total = 0.0
+    with suppress(psutil.NoSuchProcess):
+        root = psutil.Process(process.pid)
+        for member in (root, *root.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                total += sum(member.cpu_times()[:4])
+    return total
