@@ -39,9 +39,10 @@ class EnvConfig:
 
     `image_size` in pixels. `action_repeat` in simulator steps per agent step. `flow`: estimator, or None for no flow.
     `annotator`: who annotates every `annotate_every`-th frame; see `make_annotator`, also for `task_description`,
-    `clip`, `annotation_cache` and, as `grid`, `annotation_grid`. `caption_mode`: see `CaptionObservation`; auto is "sync" for the simulator,
-    "pipelined" for the embedded models and "async" for others. `quality`: MuJoCo rendering, see `PixelObservation`.
-    `camera`: camera id or name, None for the environment's usual one. `text`: put the caption into the observation.
+    `clip`, `annotation_cache` and, there called `grid`, `annotation_grid`. `caption_mode`: see `CaptionObservation`;
+    auto is "sync" for the simulator, "pipelined" for the embedded models and "async" for others. `quality`: MuJoCo
+    rendering, see `PixelObservation`. `camera`: camera id or name, None for the environment's usual one. `text`: put
+    the caption into the observation.
     """
 
     image_size: int = 84
