@@ -34,7 +34,7 @@ class DenseHead(nn.Module):
                 nn.Identity() if fused else nn.BatchNorm2d(outputs),
             )
 
-        self.half = nn.Sequential(nn.PixelUnshuffle(2), conv(12, width), nn.ReLU(), conv(width, width), nn.ReLU())
+        self.stem = nn.Sequential(nn.PixelUnshuffle(2), conv(12, width), nn.ReLU(), conv(width, width), nn.ReLU())
         self.quarter = nn.Sequential(conv(width, 2 * width, 2), nn.ReLU(), _Residual(2 * width, conv))
         self.eighth = nn.Sequential(conv(2 * width, 4 * width, 2), nn.ReLU(), _Residual(4 * width, conv))
         self.sixteenth = nn.Sequential(conv(4 * width, 4 * width, 2), nn.ReLU(), _Residual(4 * width, conv))
@@ -46,7 +46,7 @@ class DenseHead(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """From normalised images (n, 3, 64, 64) to features (n, 16, 16, dim), not normalised."""
-        quarter = self.quarter(self.half(images.contiguous(memory_format=torch.channels_last)))
+        quarter = self.quarter(self.stem(images.contiguous(memory_format=torch.channels_last)))
         eighth = self.eighth(quarter)
         coarse = self.sixteenth(eighth)
         coarse = coarse + self.whole(coarse.mean((2, 3)))[:, :, None, None]
