@@ -16,14 +16,18 @@ def trained(tmp_path_factory):
     """Tiny embedded models that learned to say of which colour a square is: folder, corpus, model and losses."""
     import torch
 
+    from semore_bench.guidance.dense import save_dense_head, train_dense_head
     from semore_bench.guidance.training import Corpus, Settings, train, used_tokens
-    from tests.tiny_guidance import TINY, toy_frames
+    from tests.tiny_guidance import DENSE, TINY, toy_frames
+    from wrappers.backends.clip import ClipGrounding
 
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("models")
     corpus = Corpus([toy_frames("box", 200, 0)])
     model, losses = train(corpus, Settings(updates=80, batch_size=16), folder / "state.pt", TINY)
     model.save(folder, used_tokens(corpus, model))
+    head, _ = train_dense_head(corpus, ClipGrounding(folder / "clip"), DENSE, folder / "dense.pt", width=8)
+    save_dense_head(folder / "clip", head)
     return folder, corpus, model, losses
 
 

@@ -392,15 +392,15 @@ def test_models_are_loaded_by_the_worker_alone(tmp_path, annotator):
     if annotator == "transformers":
         save_clip(tmp_path / "clip")
         annotator = f"transformers:{save_vlm(tmp_path / 'captioner')}"
-        clip, caption, cache, mode, grid = tmp_path / "clip", "a cart with a pole", tmp_path / "cache", "async", 4
+        clip, caption, cache, mode, grid = tmp_path / "clip", "a cart with a pole", tmp_path / "cache", "async", 6
     else:
-        clip, caption, cache, mode, grid = None, "", tmp_path / "unused", "pipelined", 8
+        clip, caption, cache, mode, grid = None, "", tmp_path / "unused", "pipelined", 16
     script = f"""
 import json, sys, time
 import numpy as np
 from semore_bench.envs import EnvConfig, Workers
 if __name__ == "__main__":
-    settings = dict(clip={clip and str(clip)!r}, annotation_cache={str(cache)!r})
+    settings = dict(clip={clip and str(clip)!r}, annotation_cache={str(cache)!r}, annotation_grid={grid})
     config = EnvConfig(image_size=40, annotator={annotator!r}, **settings)
     with Workers("{TOY}", config) as workers:
         workers.reset([0])

@@ -16,8 +16,8 @@ import pytest
 from semore_bench import executors, suites
 from semore_bench import sweep as sweep_module
 from semore_bench.executors import Job, supervise
-from wrappers.errors import UserError
 from tests.waiting import run_to_end
+from wrappers.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

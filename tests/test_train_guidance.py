@@ -13,9 +13,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from semore_bench.cli import run
 from semore_bench.guidance import metrics
-from semore_bench.guidance.evaluation import GRID, annotate, calibrate, measure, true_relevance
-from semore_bench.guidance.frames import Shard, collect, load_shard, make_shard, plan
-from semore_bench.guidance.models import MEAN, STD, answer_pieces, make_tokenizer, write_clip_config
+from semore_bench.guidance.dense import class_frequencies, class_losses, train_dense_head
+from semore_bench.guidance.evaluation import annotate, calibrate, class_ious, mean_class_iou, measure, true_shares
+from semore_bench.guidance.frames import MASK_SIZE, Shard, collect, load_shard, make_shard, plan
+from semore_bench.guidance.models import MEAN, STD, add_to_clip_config, answer_pieces, make_tokenizer
 from semore_bench.guidance.training import (
     Corpus,
     Settings,
@@ -27,11 +28,12 @@ from semore_bench.guidance.training import (
     train,
     used_tokens,
 )
-from tests.tiny_guidance import TINY, toy_frames
+from tests.tiny_guidance import DENSE, TINY, toy_frames
 from wrappers.backends.annotation import SceneObject
-from wrappers.backends.annotators import VisionLanguageAnnotator
+from wrappers.backends.annotators import VisionLanguageAnnotator, annotation_shape
 from wrappers.backends.captioners import TransformersCaptioner, parse_answer
-from wrappers.backends.clip import ClipGrounding
+from wrappers.backends.clip import ClipGrounding, _dense_transformer
+from wrappers.backends.dense import GRID, DenseHead
 from wrappers.backends.embedded import UNFAMILIAR, EmbeddedAnnotator
 from wrappers.backends.scenes import BACKGROUND
 from wrappers.errors import UserError
@@ -48,7 +50,10 @@ def test_loss_falls_and_held_out_frames_are_described(trained):
     assert row.exact_match > 0.9
     assert row.attributes >= row.exact_match
     assert row.retrieval > 0.9
-    assert row.relevance_iou > 0.4
+    assert row.relevance_iou > 0.8
+    assert row.by_class == {"square": row.class_iou}
+    assert row.class_iou > 0.8
+    assert mean_class_iou({"box": row, "other": row._replace(class_iou=0.0)}, ["box"]) == row.class_iou
     assert row.unfamiliar < 0.1
     other = {"white": "orange", "orange": "white"}
     swapped = tuple(re.sub("white|orange", lambda colour: other[colour[0]], text) for text in held_out.captions)
@@ -65,9 +70,9 @@ def test_saved_models_compute_what_was_trained(trained):
     images = torch.from_numpy(corpus.images[:4]).permute(0, 3, 1, 2) / 255
     with torch.no_grad():
         features = model.see(normalise(images))
-    np.testing.assert_allclose(clip.patch_features(frames), features.patches, atol=2e-2)  # saved in half precision
+    patches = _dense_transformer(clip._model.visual, clip._images(frames), "clearclip")
+    np.testing.assert_allclose(unit(patches), features.patches, atol=2e-2)  # saved in half precision
     np.testing.assert_allclose(clip.image_embeddings(frames), features.images, atol=2e-2)
-    assert clip.grid == GRID
 
     captioner = AutoModelForImageTextToText.from_pretrained(folder / "captioner", dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(folder / "captioner")
@@ -81,6 +86,40 @@ def test_saved_models_compute_what_was_trained(trained):
     torch.testing.assert_close(found, expected, atol=5e-2, rtol=5e-2)
     pixels = processor.image_processor(frames, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(pixels, normalise(images), atol=1e-4, rtol=1e-4)
+
+
+def unit(vectors):
+    return F.normalize(vectors, dim=-1)
+
+
+def test_the_dense_head_computes_what_was_trained_wherever_the_folder_is_loaded(trained, tmp_path):
+    folder, corpus, *_ = trained
+    clip = ClipGrounding(folder / "clip", device="cpu")
+    assert clip.grid == GRID == annotation_shape("openai:x#y", str(folder / "clip"))[1]
+    frames = list(corpus.images[:4])
+    again, _ = train_dense_head(corpus, clip, DENSE, folder / "dense.pt", width=8)
+    features = clip.patch_features(frames)
+    with torch.no_grad():
+        expected = unit(again(normalise(torch.from_numpy(corpus.images[:4]).permute(0, 3, 1, 2) / 255)))
+    np.testing.assert_allclose(features, expected, atol=2e-2)  # folded, and saved in half precision
+    np.testing.assert_array_equal(clip.look(frames).patches, features)
+    with pytest.raises(UserError, match="sees 16 x 16 patches and no other number"):
+        ClipGrounding(folder / "clip", device="cpu", grid=8)
+    with pytest.raises(UserError, match="16 x 16 patches apart and no other number, got --annotation-grid 8"):
+        annotation_shape("openai:x#y", str(folder / "clip"), 8)
+
+
+def test_batch_norms_are_folded_into_convolutions(tmp_path):
+    torch.manual_seed(0)
+    head = DenseHead(16, 8)
+    images = torch.randn(8, 3, 64, 64)
+    for _ in range(3):
+        head(images)  # moves the running means
+    head.save(tmp_path)
+    loaded = DenseHead.load(tmp_path, 16, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), head.eval()(images), atol=2e-2, rtol=2e-2)
+    assert not any("running" in name for name in loaded.state_dict())
 
 
 def test_the_embedded_annotator_says_what_its_models_say_one_by_one(trained):
@@ -120,8 +159,8 @@ def test_open_clip_loads_the_folder_with_its_own_preprocessing(trained):
     assert tuple(open_clip.get_model_preprocess_cfg(clip)["std"]) == STD
     kept = clip.token_embedding.weight.abs().sum(1) > 0
     assert set(kept.nonzero().flatten().tolist()) <= set(used_tokens(corpus, model).tolist())
-    write_clip_config(folder / "clip", model.config, familiar_similarity=0.25)
-    assert json.loads((folder / "clip" / "open_clip_config.json").read_text())["familiar_similarity"] == 0.25
+    add_to_clip_config(folder / "clip", familiar_similarity=-1.0)
+    assert json.loads((folder / "clip" / "open_clip_config.json").read_text())["familiar_similarity"] == -1.0
     open_clip.create_model(f"local-dir:{folder / 'clip'}")
 
 
@@ -177,6 +216,7 @@ def test_unfamiliar_scenes_have_no_objects(tmp_path):
     shard = Shard("unfamiliar", "dm_control/fish-swim-v0", "plain", 0, 2, seed=0)
     make_shard(shard, tmp_path)
     frames = load_shard(shard, tmp_path)
+    assert frames.classes.shape == (2, MASK_SIZE, MASK_SIZE)
     assert set(frames.captions) == {UNFAMILIAR}
     assert frames.objects == ()
     assert frames.class_names == BACKGROUND
@@ -206,11 +246,30 @@ def test_contrastive_loss_equals_loops():
     assert contrastive_loss(images, texts, labels, 7.0).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_class_losses_are_small_for_right_patches_alone():
+    texts, groups = torch.eye(4), torch.zeros(2, dtype=torch.long)
+    ids = torch.tensor([[2, 1, -1]] * 2)
+    shares = F.one_hot(torch.tensor([[[0] * 4 + [1] * 12] * 16] * 2), 3).float()
+    frequency = torch.tensor([[0.25, 0.75, 0.0]] * 2)
+    right = texts[torch.tensor([[[2] * 4 + [1] * 12] * 16] * 2)]
+    small, large = (
+        class_losses(features, texts, ids, shares, frequency, groups) for features in (right, right.flip(2))
+    )
+    assert all(value < 1e-6 for value in small.values())
+    assert large["cross entropy"] > 10
+    # 4 columns of each kind are wrong: of 4 none is found, of 12 columns 8.
+    assert large["1 - IoU"].item() == pytest.approx(1 - (0 + 8 / 16) / 2, abs=1e-5)
+
+
+def test_class_frequencies_are_means_of_shares():
+    frames = toy_frames("box", 5, 0)
+    [frequency] = class_frequencies(Corpus([frames]))
+    np.testing.assert_allclose(frequency, true_shares(frames, 16).mean((0, 2, 3)), atol=1e-6)
+
+
 def test_dense_loss_is_small_for_right_patches_alone():
     texts = torch.eye(4)
-    shares = patch_shares(torch.tensor([[[0] * 32 + [1] * 32] * 64]), 3)
-    assert shares.shape == (1, 8, 8, 3)
-    assert shares[0, 0, 0].tolist() == [1, 0, 0]
+    shares = F.one_hot(torch.tensor([[[0] * 4 + [1] * 4] * 8]), 3).float()
     names = torch.tensor([[2, 1, -1]])
     right = texts[torch.tensor([[[2] * 4 + [1] * 4] * 8])]
     wrong = texts[torch.tensor([[[1] * 4 + [2] * 4] * 8])]
@@ -233,10 +292,29 @@ def test_metrics_against_numbers_by_hand():
     assert metrics.map_iou(*masks.astype(float)) == pytest.approx(expected)
 
 
-def test_true_relevance_is_the_objects_share_of_each_patch():
-    frames = toy_frames("box", 3, 0)
-    expected = (frames.classes == 0).reshape(3, 8, 8, 8, 8).mean((2, 4))
-    np.testing.assert_allclose(true_relevance(frames), expected, atol=1e-6)
+@pytest.mark.parametrize("grid", [8, 16])
+def test_true_shares_are_what_a_patch_shows_of_each_class(grid):
+    frames, side = toy_frames("box", 3, 0), MASK_SIZE // grid
+    shares = true_shares(frames, grid)
+    assert shares.shape == (3, 5, grid, grid)
+    for image, row, column in np.ndindex(3, grid, grid):
+        patch = frames.classes[image, row * side : (row + 1) * side, column * side : (column + 1) * side]
+        for number in range(5):
+            assert shares[image, number, row, column] == pytest.approx((patch == number).mean())
+    corpus = Corpus([frames])
+    found = patch_shares(corpus, np.array([2, 0]), grid).permute(0, 3, 1, 2)
+    np.testing.assert_allclose(found, shares[[2, 0]], atol=1e-6)
+
+
+def test_iou_of_things_is_over_all_frames_and_0_where_they_are_not_named():
+    frames = toy_frames("box", 4, 0)
+    shares = true_shares(frames, 16)[:, 0]
+    right = [{"square": share} for share in shares]
+    assert class_ious(right, [frames], 16) == {"square": 1.0}
+    forgotten = [right[0], {}, right[2], {"box": shares[3]}]
+    expected = shares[[0, 2]].sum() / shares.sum()
+    assert class_ious(forgotten, [frames], 16)["square"] == pytest.approx(expected)
+    assert class_ious([*right, *forgotten], [frames, frames], 16)["square"] == pytest.approx((1 + expected) / 2)
 
 
 def test_answers_survive_the_tokenizer_and_the_parser():
@@ -265,20 +343,34 @@ def test_the_command_makes_models_and_cards(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("wrappers.backends.writer.MAX_PIECES", 6)  # two updates do not teach it to come to an end
     monkeypatch.setattr("semore_bench.guidance.frames.UNFAMILIAR_TASKS", ("dm_control/fish-swim-v0",))
     models = tmp_path / "models"
-    numbers = "--frames 10 --updates 2 --batch-size 8 --workers 1".split()
+    numbers = "--frames 10 --updates 2 --batch-size 8 --dense-updates 2 --workers 1".split()
     names = "--domains pendulum cartpole --leave-out cartpole".split()
     places = ["--output", str(models), "--cache", str(tmp_path / "cache")]
     assert not run(["train-guidance", *numbers, *names, *places])
-    assert re.search(r"cartpole \(left out\) +│", capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert re.search(r"cartpole \(left out\) +│", said)
+    assert re.search(r"IoU per named thing, on average over the known domains, varied: 0\.\d+", said)
     threshold = json.loads((models / "clip" / "open_clip_config.json").read_text())["familiar_similarity"]
     for name in ("clip", "captioner"):
         card = (models / name / "README.md").read_text()
-        assert "--frames 10 --updates 2 --batch-size 8 --seed 0 --leave-out cartpole" in card
+        assert "--frames 10 --updates 2 --batch-size 8 --dense-updates 2 --seed 0 --leave-out cartpole" in card
+        assert len(re.findall(r"^\| (pendulum|cartpole) \| (pole|cart) \| [01]\.\d\d \|", card, re.MULTILINE)) == 3
         assert f"below {threshold:.3f}" in card
         assert len(re.findall(r"^\| pendulum \| [01]\.\d\d \|", card, re.MULTILINE)) == 2
         assert len(re.findall(r"^\| cartpole \(left out\) \| [01]\.\d\d \|", card, re.MULTILINE)) == 2
     assert sum(file.stat().st_size for file in models.rglob("*")) < 20e6
-    EmbeddedAnnotator(folder=models).annotate([np.zeros((64, 64, 3), np.uint8)], [0])
+    annotator = EmbeddedAnnotator(folder=models)
+    annotator.annotate([np.zeros((64, 64, 3), np.uint8)], [0])
+    assert annotator.grid == GRID
+
+    kept = (models / "captioner" / "model.safetensors").read_bytes()
+    again = ["--frames", "10", "--updates", "9", "--batch-size", "8", "--dense-updates", "3", "--keep-clip"]
+    assert not run(["train-guidance", *again, *names, *places])
+    assert (models / "captioner" / "model.safetensors").read_bytes() == kept
+    card = (models / "clip" / "README.md").read_text()
+    assert "2 updates of CLIP and captioner" in card
+    assert "in 3 updates" in card
+    assert "--keep-clip" in card
 
 
 def test_mistakes_are_explained(tmp_path, capsys):
@@ -286,6 +378,8 @@ def test_mistakes_are_explained(tmp_path, capsys):
     assert "unknown domain 'moon': expected one of cartpole" in capsys.readouterr().err
     assert run(["train-guidance", "--frames", "0", "--cache", str(tmp_path)]) == 2
     assert "--frames must be at least 1" in capsys.readouterr().err
+    assert run(["train-guidance", "--keep-clip", "--output", str(tmp_path), "--cache", str(tmp_path)]) == 2
+    assert "leave --keep-clip out" in capsys.readouterr().err
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot make the folder"):
         collect([], tmp_path / "file" / "frames")

@@ -21,10 +21,14 @@ single frame shows, without motion. Half of the states were reached by random ac
 Domains: {domains}. Examples of what is none of them: {unfamiliar}.
 No pre-trained weights, no data from elsewhere.
 
+    {made[command]}
+
+{made[updates]:,} updates of CLIP and captioner took {made[minutes]} minutes, to a loss of {made[loss]:.2f}. The CLIP's
+dense head was trained last, in {dense_updates:,} updates and {dense_minutes} minutes, to a loss of {dense_loss:.2f}, by
+
     {command}
 
-{updates:,} updates, with a loss of {last_loss:.2f} at the end. Rendering took {render_minutes} minutes, training
-{train_minutes}, on {cores} processor cores.
+(rendering: {render_minutes} minutes), on {cores} processor cores.
 
 ## Measured
 
@@ -33,11 +37,16 @@ On states that training never saw, both models together, exactly as annotator `e
 - exact: captions equal to the simulator's, letter by letter
 - attributes: phrases of them that are equal
 - retrieval: frames whose nearest caption, among all different ones of the domain, is theirs
-- IoU: of the 8 x 8 relevance map and the simulator's, sum of minima over sum of maxima
+- IoU: of the 16 x 16 relevance map and the simulator's, sum of minima over sum of maxima
+- things: the same of the map of each thing that matters in the scene, on average; one by one below
 - unfamiliar: frames that can be told to be unfamiliar; should be 0 for known scenes and 1 for others. One way to tell
   is a threshold that 1% of the known frames in varied looks fall short of, by its choice.
 
 {tables}
+On average over the known domains, the IoU of things is {class_iou[plain]:.3f} in their own look and
+{class_iou[varied]:.3f} in varied looks. Thing by thing:
+
+{things}
 `{left_out}` was left out of training: its row says what happens with a scene of a kind never seen.
 
 ## What it cannot do
@@ -55,7 +64,10 @@ _WHAT = {
         "A small image-text model in open_clip's format (`open_clip.create_model('local-dir:<this folder>')`): a\n"
         "vision transformer with patches of 8 pixels. It was trained with the symmetric contrastive loss, equal\n"
         "captions being positives of each other, and a dense one that teaches the features of patches the names of\n"
-        "what the simulator's masks show there. Words that no caption uses have an embedding of 0.",
+        "what the simulator's masks show there. Words that no caption uses have an embedding of 0.\n\n"
+        "Beside it lies a dense head (`dense_head.safetensors`, which open_clip leaves alone): a small U-Net whose\n"
+        "features of 16 x 16 patches were trained, against the same embeddings of names, to tell things apart; where\n"
+        "things are is its answer.",
     ),
     "captioner": (
         "Embedded captioner",
@@ -77,6 +89,7 @@ def write_cards(folder: Path, facts: Mapping[str, Any], measured: Mapping[str, M
             title=title,
             what=what,
             tables=tables,
+            things=_things(measured),
             unfamiliar=", ".join(UNFAMILIAR_TASKS),
             unfamiliar_caption=UNFAMILIAR,
         )
@@ -84,9 +97,17 @@ def write_cards(folder: Path, facts: Mapping[str, Any], measured: Mapping[str, M
 
 
 def _table(rows: Mapping[str, Measured], left_out: str) -> str:
-    lines = ["| domain | exact | attributes | retrieval | IoU | unfamiliar |", "|---|---|---|---|---|---|"]
+    lines = ["| domain | exact | attributes | retrieval | IoU | things | unfamiliar |", "|---|---|---|---|---|---|---|"]
     for domain, row in rows.items():
         label = {left_out: f"{domain} (left out)", "unfamiliar": "other scenes"}.get(domain, domain)
-        cells = ("" if value is None else f"{value:.2f}" for value in row)
+        cells = ("" if value is None else f"{value:.2f}" for value in row.numbers().values())
         lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _things(measured: Mapping[str, Mapping[str, Measured]]) -> str:
+    lines = ["| domain | thing | own look | varied looks |", "|---|---|---|---|"]
+    for domain, row in measured["plain"].items():
+        for name, value in row.by_class.items():
+            lines.append(f"| {domain} | {name} | {value:.2f} | {measured['varied'][domain].by_class[name]:.2f} |")
     return "\n".join(lines) + "\n"

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from semore_bench.guidance.frames import DOMAINS, HELD_OUT_FRAMES, MASK_SIZE, Frames, collect, plan
+from semore_bench.memory import keep_freed_memory
 from wrappers.backends.captioners import MODELS
 from wrappers.errors import UserError
 
@@ -25,41 +26,51 @@ def train_guidance(
     frames: int = 2000,
     updates: int = 2500,
     batch_size: int = 128,
+    dense_updates: int = 2500,
     seed: int = 0,
     leave_out: str = "acrobot",
     domains: tuple[str, ...] = tuple(DOMAINS),
     workers: int = 2,
+    keep_clip: bool = False,
 ) -> None:
     """Make the embedded CLIP and captioner from nothing: render frames, train, measure on held-out states.
 
-    Typed again after an interruption, it goes on: rendered frames and the training's checkpoint are in the cache.
+    Typed again after an interruption, it goes on: rendered frames and the training's checkpoints are in the cache.
 
     Args:
         output: Folder for the models; by default the package's own ones are replaced.
-        cache: Folder for frames and checkpoint, about 16 kB per frame; may be deleted afterwards.
+        cache: Folder for frames and checkpoints, about 5 kB per frame; may be deleted afterwards.
         frames: Training frames per domain.
-        updates: Updates of the weights.
+        updates: Updates of the weights of CLIP and captioner.
         batch_size: Frames per update.
+        dense_updates: Updates of the weights of CLIP's dense head, of half as many frames.
         seed: Decides frames, weights and batches.
         leave_out: A domain that is measured but not trained on.
         domains: What to train on and to measure.
         workers: Processes that render.
+        keep_clip: Keep the CLIP and the captioner in the output folder, and make the dense head anew alone.
     """
     for name in {leave_out, *domains} - set(DOMAINS):
         raise UserError(f"unknown domain {name!r}: expected one of {', '.join(DOMAINS)}")
-    for flag, value in (("frames", frames), ("updates", updates), ("workers", workers)):
+    numbers = {"frames": frames, "updates": updates, "dense-updates": dense_updates, "workers": workers}
+    for flag, value in numbers.items():
         if value < 1:
             raise UserError(f"--{flag} must be at least 1, got {value}")
     trained = [domain for domain in domains if domain != leave_out]
     if not trained or batch_size < 8:
         raise UserError("nothing to learn from: give at least one domain besides --leave-out, and --batch-size 8")
+    if keep_clip and not (output / "clip" / "open_clip_config.json").is_file():
+        raise UserError(f"there is no CLIP in {output / 'clip'} to keep: leave --keep-clip out, and it is made")
 
     from semore_bench.guidance.cards import write_cards
-    from semore_bench.guidance.evaluation import calibrate, measure
-    from semore_bench.guidance.models import Sizes, write_clip_config
+    from semore_bench.guidance.dense import save_dense_head, train_dense_head
+    from semore_bench.guidance.evaluation import calibrate, mean_class_iou, measure
+    from semore_bench.guidance.models import Sizes, add_to_clip_config, read_clip_config
     from semore_bench.guidance.training import Corpus, Settings, train, used_tokens
+    from wrappers.backends.clip import ClipGrounding
 
-    start = time.monotonic()
+    keep_freed_memory()
+    clock = _Clock()
     held_out = min(frames, HELD_OUT_FRAMES)
     shards = [
         *plan([*trained, "unfamiliar"], "train", frames, seed),
@@ -69,35 +80,66 @@ def train_guidance(
     data: dict[str, list[Frames]] = {"train": [], "varied": [], "plain": []}
     for shard, part in zip(shards, collect(shards, cache / f"masks-{MASK_SIZE}", workers), strict=True):
         data[shard.split].append(part)
-    rendered = time.monotonic()
+    render_minutes = clock.minutes()
     corpus = Corpus(data["train"])
-    settings = Settings(updates, batch_size, seed=seed)
-    model, losses = train(corpus, settings, cache / "training.pt", Sizes())
-    model.save(output, used_tokens(corpus, model))
+    command = (
+        f"semore-bench train-guidance --frames {frames} --updates {updates} --batch-size {batch_size} "
+        f"--dense-updates {dense_updates} --seed {seed} --leave-out {leave_out}"
+        + (f" --domains {' '.join(domains)}" if domains != tuple(DOMAINS) else "")
+    )
+    if not keep_clip:
+        model, losses = train(corpus, Settings(updates, batch_size, seed=seed), cache / "training.pt", Sizes())
+        model.save(output, used_tokens(corpus, model))
+        made = {"command": command, "updates": updates, "loss": _last(losses), "minutes": clock.minutes()}
+        add_to_clip_config(output / "clip", made=made)
+    clip = ClipGrounding(output / "clip", device="cpu")
+    settings = Settings(dense_updates, max(batch_size // 2, 8), learning_rate=2e-3, weight_decay=0.01, seed=seed)
+    head, losses = train_dense_head(corpus, clip, settings, cache / "dense.pt")
+    save_dense_head(output / "clip", head)
+    dense_minutes = clock.minutes()
     threshold = calibrate(output, [part for part in data["varied"] if part.domain in trained])
-    write_clip_config(output / "clip", model.config, familiar_similarity=threshold)
-    trained_at = time.monotonic()
+    add_to_clip_config(output / "clip", familiar_similarity=threshold)
     measured = {split: measure(output, _by_domain(data[split]), threshold) for split in ("plain", "varied")}
-    minutes = [round(seconds / 60, 1) for seconds in (rendered - start, trained_at - rendered)]
     facts = {
-        "command": f"semore-bench train-guidance --frames {frames} --updates {updates} --batch-size {batch_size} "
-        f"--seed {seed} --leave-out {leave_out}"
-        + (f" --domains {' '.join(domains)}" if domains != tuple(DOMAINS) else ""),
+        "made": read_clip_config(output / "clip")["made"],
+        "command": command + (" --keep-clip" if keep_clip else ""),
         "domains": trained,
         "left_out": leave_out,
         "frames": len(corpus.images),
         "captions": len(corpus.captions),
-        "updates": updates,
-        "last_loss": sum(losses[-20:]) / len(losses[-20:]),
-        "render_minutes": minutes[0],
-        "train_minutes": minutes[1],
+        "dense_updates": dense_updates,
+        "dense_loss": _last(losses),
+        "render_minutes": render_minutes,
+        "dense_minutes": dense_minutes,
         "cores": os.cpu_count(),
         "familiar_similarity": threshold,
+        "class_iou": {split: mean_class_iou(rows, trained) for split, rows in measured.items()},
     }
-    _print(measured["plain"], leave_out)
+    _print(measured, leave_out)
     write_cards(output, facts, measured)
     size = sum(file.stat().st_size for file in output.rglob("*.safetensors"))
-    print(f"{size / 1e6:.1f} MB of weights in {output}; rendering took {minutes[0]} min, training {minutes[1]} min")
+    for split, value in facts["class_iou"].items():
+        print(f"IoU per named thing, on average over the known domains, {split}: {value:.3f}")
+    print(
+        f"{size / 1e6:.1f} MB of weights in {output}; minutes: rendering {render_minutes}, CLIP and captioner "
+        f"{'kept' if keep_clip else facts['made']['minutes']}, dense head {dense_minutes}, measuring {clock.minutes()}"
+    )
+
+
+class _Clock:
+    """Minutes since it was last looked at."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def minutes(self) -> float:
+        now, before = time.monotonic(), self._last
+        self._last = now
+        return round((now - before) / 60, 1)
+
+
+def _last(losses: Sequence[float]) -> float:
+    return sum(losses[-20:]) / len(losses[-20:])
 
 
 def _by_domain(parts: Sequence[Frames]) -> dict[str, list[Frames]]:
@@ -107,12 +149,22 @@ def _by_domain(parts: Sequence[Frames]) -> dict[str, list[Frames]]:
     return found
 
 
-def _print(rows: Mapping[str, Measured], leave_out: str) -> None:
-    table = Table(title="held-out states, in the environments' own look")
+def _print(measured: Mapping[str, Mapping[str, Measured]], leave_out: str) -> None:
+    for split, title in (("plain", "in the environments' own look"), ("varied", "in varied looks")):
+        table = Table(title=f"held-out states, {title}")
+        table.add_column("domain", no_wrap=True)
+        for name in next(iter(measured[split].values())).numbers():
+            table.add_column(name.replace("_", " "), justify="right")
+        for domain, row in measured[split].items():
+            numbers = ("-" if value is None else f"{value:.2f}" for value in row.numbers().values())
+            table.add_row(f"{domain} (left out)" if domain == leave_out else domain, *numbers)
+        Console().print(table)
+    table = Table(title="IoU per named thing: own look, varied looks")
     table.add_column("domain", no_wrap=True)
-    for name in next(iter(rows.values()))._fields:
-        table.add_column(name.replace("_", " "), justify="right")
-    for domain, row in rows.items():
-        label = f"{domain} (left out)" if domain == leave_out else domain
-        table.add_row(label, *("-" if value is None else f"{value:.2f}" for value in row))
+    table.add_column("things")
+    for domain, row in measured["plain"].items():
+        varied = measured["varied"][domain].by_class
+        things = (f"{name} {value:.2f} {varied[name]:.2f}" for name, value in row.by_class.items())
+        if row.by_class:
+            table.add_row(f"{domain} (left out)" if domain == leave_out else domain, ", ".join(things))
     Console().print(table)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,6 @@ from semore_bench.guidance.metrics import attribute_accuracy, exact_match, map_i
 from wrappers.backends.annotation import relevance_map
 from wrappers.backends.embedded import UNFAMILIAR, EmbeddedAnnotator
 
-GRID = 8
 BATCH = 64
 
 
@@ -22,14 +21,26 @@ class Measured(NamedTuple):
 
     `exact_match`, `attributes`: captions, and their phrases, equal to the simulator's. `retrieval`: frames whose
     nearest caption among the domain's different ones is theirs. `relevance_iou`: of the relevance maps with the
-    simulator's. `unfamiliar`: frames that are called unfamiliar.
+    simulator's. `class_iou`: the same of the maps of the scene's named things, on average over these. `unfamiliar`:
+    frames that are called unfamiliar. `by_class`: the IoU of each thing.
     """
 
     exact_match: float | None
     attributes: float | None
     retrieval: float | None
     relevance_iou: float | None
+    class_iou: float | None
     unfamiliar: float
+    by_class: Mapping[str, float]
+
+    def numbers(self) -> dict[str, float | None]:
+        """All but the things' own ones."""
+        return {name: value for name, value in self._asdict().items() if name != "by_class"}
+
+
+def mean_class_iou(rows: Mapping[str, Measured], domains: Sequence[str]) -> float:
+    """The mean over some domains of `class_iou`."""
+    return float(np.mean([rows[domain].class_iou for domain in domains]))
 
 
 def calibrate(folder: Path, parts: Sequence[Frames]) -> float:
@@ -48,48 +59,80 @@ def measure(folder: Path, domains: dict[str, Sequence[Frames]], threshold: float
 
 class Answers(NamedTuple):
     """What is said about N frames: captions, "" where there is no usable answer; relevance maps (N, G, G), 0 there;
-    cosine (N,) of each frame and its caption, -1 there."""
+    maps of the things that are named, frame by frame; cosine (N,) of each frame and its caption, -1 without one."""
 
     captions: list[str]
     relevance: np.ndarray
+    maps: list[dict[str, np.ndarray]]
     similarity: np.ndarray
 
 
 def annotate(annotator: EmbeddedAnnotator, images: np.ndarray) -> Answers:
     """What the annotator says about uint8 (N, H, W, 3) frames."""
-    answers = Answers([""] * len(images), np.zeros((len(images), GRID, GRID), np.float32), np.empty(len(images)))
+    n, grid = len(images), annotator.grid
+    answers = Answers([""] * n, np.zeros((n, grid, grid), np.float32), [{} for _ in range(n)], np.empty(n))
     for start in range(0, len(images), BATCH):
         batch = range(start, min(start + BATCH, len(images)))
         for annotation in annotator.annotate(list(images[batch.start : batch.stop]), batch):
             answers.captions[annotation.frame_step] = annotation.caption
             answers.relevance[annotation.frame_step] = annotation.relevance
+            maps = zip(annotation.class_names, annotation.patch_probabilities, strict=True)
+            answers.maps[annotation.frame_step] = dict(maps)
         answers.similarity[batch.start : batch.stop] = annotator.similarities(
             answers.captions[batch.start : batch.stop]
         )
     return answers
 
 
-def true_relevance(part: Frames) -> np.ndarray:
-    """Relevance maps (N, G, G) that the simulator's masks give."""
+def true_shares(part: Frames, grid: int) -> np.ndarray:
+    """The share of each class in each patch (N, K, G, G) that the simulator's masks give."""
     n, height, width = part.classes.shape
-    patches = part.classes.reshape(n, GRID, height // GRID, GRID, width // GRID)
-    shares = np.stack([(patches == number).mean((2, 4)) for number in range(len(part.class_names))], axis=1)
-    return np.stack([relevance_map(part.objects, share.astype(np.float32)) for share in shares])
+    patches = part.classes.reshape(n, grid, height // grid, grid, width // grid)
+    shares = [(patches == number).mean((2, 4), dtype=np.float32) for number in range(len(part.class_names))]
+    return np.stack(shares, axis=1)
+
+
+def class_ious(maps: Sequence[Mapping[str, np.ndarray]], parts: Sequence[Frames], grid: int) -> dict[str, float]:
+    """The IoU of each named thing's maps over all frames; a thing that is not named has none.
+
+    Args:
+        maps: of each frame of all parts, by name.
+        parts: what is true.
+        grid: patches per side.
+    """
+    found: dict[str, list[np.ndarray]] = {}
+    true: dict[str, list[np.ndarray]] = {}
+    nothing, start = np.zeros((grid, grid), np.float32), 0
+    for part in parts:
+        shares = true_shares(part, grid)
+        for index, thing in enumerate(part.objects):
+            found.setdefault(thing.name, []).extend(
+                named.get(thing.name, nothing) for named in maps[start : start + len(shares)]
+            )
+            true.setdefault(thing.name, []).extend(shares[:, index])
+        start += len(shares)
+    return {name: map_iou(np.stack(found[name]), np.stack(true[name])) for name in true}
 
 
 def _measure(annotator: EmbeddedAnnotator, parts: Sequence[Frames], threshold: float) -> Measured:
     images = np.concatenate([part.images for part in parts])
-    said, relevance, similarity = annotate(annotator, images)
+    said, relevance, maps, similarity = annotate(annotator, images)
     is_unfamiliar = (similarity < threshold) | (np.array(said) == UNFAMILIAR)
     if parts[0].domain == "unfamiliar":
-        return Measured(None, None, None, None, float(is_unfamiliar.mean()))
+        return Measured(None, None, None, None, None, float(is_unfamiliar.mean()), {})
     true = [caption for part in parts for caption in part.captions]
     texts = sorted(set(true))
     labels = np.array([texts.index(caption) for caption in true])
+    by_class = class_ious(maps, parts, annotator.grid)
+    true_relevance = [
+        [relevance_map(part.objects, shares) for shares in true_shares(part, annotator.grid)] for part in parts
+    ]
     return Measured(
         exact_match(said, true),
         attribute_accuracy(said, true),
         retrieval_accuracy(annotator.clip.image_embeddings(list(images)), annotator.clip.encode(texts), labels),
-        map_iou(relevance, np.concatenate([true_relevance(part) for part in parts])),
+        map_iou(relevance, np.concatenate(true_relevance)),
+        float(np.mean(list(by_class.values()))),
         float(is_unfamiliar.mean()),
+        by_class,
     )

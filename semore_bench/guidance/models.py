@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import open_clip
 import torch
@@ -32,6 +32,7 @@ from transformers import (
 from semore_bench.guidance.frames import SIZE
 from semore_bench.guidance.metrics import phrases
 from wrappers.backends.annotation import SceneObject
+from wrappers.backends.dense import FILE
 
 MEAN, STD = (0.35, 0.4, 0.5), (0.2, 0.2, 0.2)
 PATCH = 8  # pixels
@@ -126,6 +127,7 @@ class Guidance(nn.Module):
         weights["token_embedding.weight"][used_tokens] = embedding[used_tokens]
         save_file(weights, folder / "clip" / "open_clip_model.safetensors")
         write_clip_config(folder / "clip", self.config)
+        (folder / "clip" / FILE).unlink(missing_ok=True)  # a dense head of an earlier CLIP means nothing to this one
 
         captioner = LlavaForConditionalGeneration(self.captioner_config())
         state = _as_transformers(self.clip.visual.state_dict())
@@ -195,10 +197,23 @@ def clip_config(sizes: Sizes) -> dict:
     return {"embed_dim": sizes.embedding, "vision_cfg": vision, "text_cfg": text}
 
 
-def write_clip_config(folder: Path, config: dict, **more: object) -> None:
-    """Writes `open_clip_config.json`; `more` is for readers other than open_clip."""
+def write_clip_config(folder: Path, config: dict) -> None:
+    """Writes `open_clip_config.json`."""
     preprocessing = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "squash"}
-    document = {"model_cfg": config, "preprocess_cfg": preprocessing, **more}
+    _write(folder, {"model_cfg": config, "preprocess_cfg": preprocessing})
+
+
+def read_clip_config(folder: Path) -> dict[str, Any]:
+    """Reads `open_clip_config.json`."""
+    return json.loads((folder / "open_clip_config.json").read_text())
+
+
+def add_to_clip_config(folder: Path, **more: object) -> None:
+    """Says in `open_clip_config.json` what readers other than open_clip want to know."""
+    _write(folder, read_clip_config(folder) | more)
+
+
+def _write(folder: Path, document: dict) -> None:
     (folder / "open_clip_config.json").write_text(json.dumps(document, indent=2) + "\n")
 
 

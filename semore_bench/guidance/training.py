@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +10,14 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from semore_bench.guidance.frames import SIZE, Frames
+from semore_bench.guidance.frames import MASK_SIZE, SIZE, Frames
 from semore_bench.guidance.models import MEAN, PATCH, STD, Guidance, Sizes, answer_pieces, make_tokenizer
 from wrappers.backends.clip import TEMPLATES
+from wrappers.backends.dense import GRID
 from wrappers.backends.embedded import has_bfloat16
 
 DENSE_SCALE = 50.0  # that of wrappers.backends.annotation.patch_probabilities
@@ -44,11 +45,14 @@ class Corpus:
         groups: for each kind of scene the frames' numbers.
         captions: all different captions.
         class_names: all different names of classes.
+        shares: uint8 (N, 16, 16, K), 64 times the share of each class of a frame's group in each patch.
     """
 
     def __init__(self, parts: Sequence[Frames]):
         self.images = np.concatenate([part.images for part in parts])
         self.classes = np.concatenate([part.classes for part in parts])
+        most = max(len(part.class_names) for part in parts)
+        self.shares = np.concatenate([share_counts(part.classes, most) for part in parts])
         self.captions = list(dict.fromkeys(caption for part in parts for caption in part.captions))
         self.class_names = list(dict.fromkeys(name for part in parts for name in part.class_names))
         number = {caption: index for index, caption in enumerate(self.captions)}
@@ -60,7 +64,6 @@ class Corpus:
             start += len(part.images)
         self.groups = [np.concatenate(numbers) for numbers in kinds.values()]
         self.group_of = np.empty(start, np.int64)
-        most = max(len(names) for _, names in kinds)
         # The numbers of each group's classes, -1 where a group has fewer than another.
         self.group_classes = np.full((len(kinds), most), -1)
         for group, (_, names) in enumerate(kinds):
@@ -88,6 +91,29 @@ def train(corpus: Corpus, settings: Settings, checkpoint: Path, sizes: Sizes) ->
     """
     torch.manual_seed(settings.seed)
     model = Guidance(corpus.tokenizer, sizes)
+    texts = _Texts(corpus, model)
+    identity = f"{settings} {sizes} {len(corpus.images)} {len(corpus.tokenizer)}"
+    losses = optimise(
+        model, lambda step: losses_of(model, corpus, texts, step, settings), settings, checkpoint, identity
+    )
+    return model.eval(), losses
+
+
+def optimise(
+    model: nn.Module, losses_of: Callable[[int], dict[str, Tensor]], settings: Settings, checkpoint: Path, identity: str
+) -> list[float]:
+    """Trains a network with AdamW; goes on from the checkpoint if that is of the same `identity`.
+
+    Args:
+        model: the network.
+        losses_of: the losses of an update, by name; nothing but its number and the weights decides them.
+        settings: of the optimizer.
+        checkpoint: file for what a run that is killed goes on from.
+        identity: what else the weights depend on.
+
+    Returns:
+        The loss of each update.
+    """
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices, vectors = ([p for p in learned if (p.ndim > 1) == is_matrix] for is_matrix in (True, False))
     optimizer = torch.optim.AdamW(
@@ -95,22 +121,20 @@ def train(corpus: Corpus, settings: Settings, checkpoint: Path, sizes: Sizes) ->
         betas=(0.9, 0.98),
         fused=True,
     )
-    texts = _Texts(corpus, model)
     losses: list[float] = []
-    identity = f"{settings} {sizes} {len(corpus.images)} {len(corpus.tokenizer)}"
     if checkpoint.is_file():
         saved = torch.load(checkpoint, weights_only=True)
         if saved["identity"] == identity:
             model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])
             losses = saved["losses"]
-    bar = tqdm(total=settings.updates, initial=len(losses), desc="training", unit="update")
+    bar = tqdm(total=settings.updates, initial=len(losses), desc=checkpoint.stem, unit="update")
     while (step := len(losses)) < settings.updates:
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * schedule(step / settings.updates)
         # Attention over 64 patches: written out it is several times faster than what is made for long sequences.
         with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16()):
-            parts = losses_of(model, corpus, texts, step, settings)
+            parts = losses_of(step)
         loss = sum(parts.values())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -128,7 +152,7 @@ def train(corpus: Corpus, settings: Settings, checkpoint: Path, sizes: Sizes) ->
             torch.save({"identity": identity, "losses": losses, **state}, partial)
             partial.replace(checkpoint)
     bar.close()
-    return model.eval(), losses
+    return losses
 
 
 def schedule(progress: float) -> float:
@@ -169,7 +193,7 @@ def losses_of(model: Guidance, corpus: Corpus, texts: _Texts, step: int, setting
     caption_embeddings, class_embeddings = embeddings.split([len(captions) + len(extra), len(classes)])
     features = model.see(normalise(augment(corpus, chosen, random)))
     group_classes = torch.from_numpy(corpus.group_classes[corpus.group_of[chosen]])
-    shares = patch_shares(torch.from_numpy(corpus.classes[chosen]), group_classes.shape[1])
+    shares = patch_shares(corpus, chosen, SIZE // PATCH)
     answers = torch.from_numpy(corpus.answers[chosen])
     logits = model.answer_logits(features.tokens, answers)
     scale = model.clip.logit_scale.exp().clamp(max=100)
@@ -221,11 +245,16 @@ def dense_loss(patches: Tensor, classes: Tensor, group_classes: Tensor, shares: 
     return -(weights * F.log_softmax(logits, dim=-1)).sum() / weights.sum()
 
 
-def patch_shares(classes: Tensor, number: int) -> Tensor:
-    """From the class of each pixel (n, H, W) to the share of each class in each patch (n, G, G, number)."""
-    one_hot = F.one_hot(classes.long(), number).float()
-    n, height, width, _ = one_hot.shape
-    return one_hot.view(n, height // PATCH, PATCH, width // PATCH, PATCH, number).mean((2, 4))
+def share_counts(classes: np.ndarray, number: int) -> np.ndarray:
+    """How many of a patch's 64 places show each class: from uint8 (n, 128, 128) to uint8 (n, 16, 16, number)."""
+    patches = classes.reshape(-1, GRID, MASK_SIZE // GRID, GRID, MASK_SIZE // GRID)
+    return np.stack([(patches == index).sum((2, 4), dtype=np.uint8) for index in range(number)], axis=-1)
+
+
+def patch_shares(corpus: Corpus, chosen: np.ndarray, grid: int) -> Tensor:
+    """The share of each class in each patch of some frames: (n, grid, grid, K)."""
+    shares = torch.from_numpy(corpus.shares[chosen]).float() / (MASK_SIZE // GRID) ** 2
+    return shares.view(len(chosen), grid, GRID // grid, grid, GRID // grid, -1).mean((2, 4))
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -248,9 +277,10 @@ def augment(corpus: Corpus, chosen: np.ndarray, random: np.random.Generator) -> 
         is_name = names == corpus.class_names.index(name)
         shown = classes == is_name.argmax(1)[:, None, None]
         shown &= (random.random(n) < probability)[:, None, None] & is_name.any(1)[:, None, None]
+        covered = F.avg_pool2d(torch.from_numpy(shown)[:, None].float(), MASK_SIZE // SIZE)
         coarse = F.interpolate(uniform(0, 1, 3, 5, 5), (SIZE, SIZE), mode="bicubic").clamp(0, 1)
         fine = uniform(-0.3, 0.3, 3, SIZE, SIZE) * uniform(0, 1, 1, 1, 1)
-        images = torch.where(torch.from_numpy(shown)[:, None], coarse + fine, images)
+        images = torch.lerp(images, coarse + fine, covered)
     images = (images - 0.5) * uniform(0.7, 1.3, 1, 1, 1) + 0.5 + uniform(-0.12, 0.12, 1, 1, 1)
     images = images * uniform(0.85, 1.15, 3, 1, 1)
     noise = torch.randn(images.shape, generator=generator) * uniform(0, 0.03, 1, 1, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from wrappers.backends.annotation import fingerprint, patch_probabilities
+from wrappers.backends.dense import DenseHead
 from wrappers.errors import UserError
 
 Mode = Literal["clearclip", "maskclip"]
@@ -33,7 +35,7 @@ _MAX_REMEMBERED = 4096  # texts whose embeddings are kept
 
 
 class Look(NamedTuple):
-    """What is seen in n images: unit vectors (n, d) and (n, G, G, d), and patch tokens (n, G * G, width)."""
+    """What is seen in n images: unit vectors (n, d) and (n, G, G, d), and patch tokens (n, P, width)."""
 
     images: np.ndarray
     patches: np.ndarray
@@ -49,7 +51,8 @@ class ClipGrounding:
         pretrained: the weights' tag in open_clip, or a file; not used with a folder or "hf-hub:".
         mode: dense features of vision transformers: "clearclip" lets patches attend to patches with similar queries,
             softmax(q q^T) v in the last block (Lan et al. 2024, arXiv 2407.12442); "maskclip" keeps v alone (Zhou et
-            al. 2022, arXiv 2112.01071). Convolutional towers apply their head at every location.
+            al. 2022, arXiv 2112.01071). Convolutional towers apply their head at every location. Where a folder has a
+            `DenseHead`, as the embedded one has, its features are used instead.
         device: a torch device; by default the GPU where there is one.
         templates: sentences with {} around a class name, whose embeddings are averaged.
         grid: patches per side; by default as many as the model sees at its usual size. Plain vision transformers alone
@@ -93,7 +96,8 @@ class ClipGrounding:
             raise UserError(f"unknown mode {mode!r} of dense CLIP features: expected one of {get_args(Mode)}")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         name, pretrained = _check_source(str(model), pretrained)
-        self._model = _load(name, pretrained, grid).to(self.device, dtype)
+        head = _head_sizes(Path(model))
+        self._model = _load(name, pretrained, None if head else grid).to(self.device, dtype)
         self._dtype = dtype
         self._tokenizer = open_clip.get_tokenizer(name)
         self._templates = tuple(templates)
@@ -104,7 +108,11 @@ class ClipGrounding:
             255 * torch.tensor(preprocessing[key], device=self.device).view(3, 1, 1) for key in ("mean", "std")
         )
         self._mode = mode
-        self._dense = _dense_encoder(self._model.visual, name, mode)
+        self._head = None
+        if head:
+            self._head = DenseHead.load(Path(model), self._model.visual.output_dim, head["width"])
+            self._head.to(self.device, dtype)
+        self._dense = self._head or _dense_encoder(self._model.visual, name, mode)
         with torch.inference_mode():
             blank = torch.zeros(1, 3, *self._size, device=self.device, dtype=dtype)
             _, rows, columns, self.dim = self._dense(blank).shape
@@ -148,10 +156,10 @@ class ClipGrounding:
 
     @torch.inference_mode()
     def look(self, frames: Sequence[np.ndarray]) -> Look:
-        """Everything that a vision transformer sees in uint8 (H, W, 3) frames, in a single pass."""
-        visual = self._model.visual
-        tokens = _tokens_before_last(visual, self._images(frames))
-        patches = _dense_last(visual, tokens, self._mode)
+        """Everything that a vision transformer and its dense head see in uint8 (H, W, 3) frames, in a single pass."""
+        visual, images = self._model.visual, self._images(frames)
+        tokens = _tokens_before_last(visual, images)
+        patches = self._head(images) if self._head else _dense_last(visual, tokens, self._mode)
         tokens = visual.transformer.resblocks[-1](tokens)
         pooled, _ = visual._pool(tokens)
         return Look(_unit(pooled @ visual.proj), _unit(patches), tokens[:, 1:])
@@ -235,6 +243,12 @@ def _load(name: str, pretrained: str | None, grid: int | None) -> nn.Module:
 def _size_for(vision: Mapping[str, Any], grid: int) -> dict[str, int]:
     """Which size of image lets a plain vision transformer see so many patches per side; nothing for other towers."""
     return {"force_image_size": grid * vision["patch_size"]} if "patch_size" in vision else {}
+
+
+def _head_sizes(folder: Path) -> dict[str, int] | None:
+    """What `open_clip_config.json` says of a dense head, which open_clip knows nothing of."""
+    config = folder / "open_clip_config.json"
+    return json.loads(config.read_text()).get("dense_head") if config.is_file() else None
 
 
 def _dense_encoder(visual: nn.Module, name: str, mode: Mode) -> Callable[[Tensor], Tensor]:

@@ -247,10 +247,10 @@ class SimulatorAnnotator:
     """Annotates a MuJoCo environment from its state: exact masks, and captions whose words are true of the image.
 
     The objects' masks come from the renderer's segmentation with the observation's camera, at least twice as fine as
-    the observation (a pole is one or two of its pixels wide) and four times as fine as the grid; captions say where
+    the observation (a pole is one or two of its pixels wide) and four times as fine as the grid. Captions say where
     parts are in the image, how they point and how they move, in words of a small vocabulary. The main `dm_control`
-    domains and Meta-World have phrases of their own; every other model is described by its body names. This is
-    privileged information: it stands for a perfect vision-language model.
+    domains and Meta-World have phrases of their own; every other model is described by its body names.
+    This is privileged information: it stands for a perfect vision-language model.
 
     Args:
         text_encoder: embeds captions and class names; `HashingTextEncoder()` by default.
