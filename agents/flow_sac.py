@@ -1,14 +1,12 @@
-"""Flow-SAC: Semore's two paths without anything that teaches them; what the motion path alone buys.
+"""Flow-SAC: both of Semore's inputs, end to end: a second convolutional stream sees optical flow; nothing is named.
 
-One convolutional path sees the frames, the other how they differ and the optical flow between them; both are projected
-together to the representation of DrQ-SAC. Two streams were introduced to recognise actions in videos (Simonyan &
-Zisserman 2014, arXiv 1406.2199).
+One stream sees the frames, the other their differences and the optical flow between them, at half the resolution; both
+are projected together to the representation of DrQ-SAC. Two streams were introduced to recognise actions in videos
+(Simonyan & Zisserman 2014, arXiv 1406.2199). Beside `semore_sac.py` it says what flow alone is worth.
 
-This is `semore_sac.py` with `--no-semantic --no-interaction --no-reward-head --guidance-learning-rate 0`, and
-`drq_sac.py` with a second path: the parts that they share are the same.
+Its diff is to be read against `drq_sac.py`, from which it has everything but the second stream.
 
-Logged: `critic_loss` (mean squared error of both critics), `q` (mean value of the batch), `actor_loss`, `entropy`
-(of the policy, in nats) and `temperature` (the weight of the entropy).
+Logged: as `drq_sac.py`.
 """
 
 import copy

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents import deepmdp_sac, flare_sac, flow_sac, sac_ae, semore_sac
+from agents import deepmdp_sac, flare_sac, flow_sac, sac_ae
 from tests.test_agents import ACTIONS, SIZE, make_agent, make_replay, receivers
 from wrappers.errors import UserError
 
@@ -155,22 +155,6 @@ def test_flare_moves_frames_and_next_frames_alike(tmp_path, monkeypatch):
 
 
 # ---- Flow ----
-
-
-def test_flow_is_semore_without_guidance(tmp_path):
-    off = {"semantic": False, "interaction": False, "reward_head": False, "guidance_learning_rate": 0.0}
-    semore, flow = make_agent(semore_sac, **off), make_agent(flow_sac)
-    shared = {name: value for name, value in semore.state_dict().items() if not name.startswith("guidance")}
-    flow.load_state_dict(shared)
-    for name, agent in (("semore", semore), ("flow", flow)):
-        replay = make_replay(tmp_path / name, annotate=False)
-        torch.manual_seed(7)
-        for number in range(4):
-            agent.update(replay, number)
-        agent.observation = replay.latest()
-    assert all(torch.allclose(value, semore.state_dict()[name], atol=1e-5) for name, value in flow.state_dict().items())
-    actions = [agent.act(agent.observation, deterministic=True) for agent in (semore, flow)]
-    assert np.allclose(*actions, atol=1e-5)
 
 
 def test_both_streams_learn_and_flow_is_seen(tmp_path):

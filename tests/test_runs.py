@@ -21,6 +21,14 @@ TOY = {"env_id": "tests.toy_env:Toy-v0", "image_size": 36, "batch_size": 4, "ran
 TOY |= {"total_env_steps": 500, "eval_every": 200, "eval_episodes": 3, "checkpoint_every": 30, "device": "cpu"}
 CARTPOLE = TOY | {"env_id": "dm_control/cartpole-balance-v0", "action_repeat": 8, "total_env_steps": 1300}
 CARTPOLE |= {"eval_every": 1000, "eval_episodes": 1}
+# Named things early and often: annotated frames come in batches, and the grounder learns twice before the last kill.
+SEMORE = CARTPOLE | {
+    "annotate_every": 1,
+    "grounder_frames": 8,
+    "grounder_updates": 6,
+    "grounder_batch": 4,
+    "ground_every": 40,
+}
 
 
 def command(agent: str, run_dir: Path, settings: dict) -> list[str]:
@@ -98,16 +106,17 @@ def toy_run(tmp_path_factory) -> Path:
 
 
 def test_semore_killed_three_times_gives_what_an_uninterrupted_run_gives(tmp_path):
-    reference = start("semore_sac", tmp_path / "whole", CARTPOLE)
+    reference = start("semore_sac", tmp_path / "whole", SEMORE)
     killed = tmp_path / "killed"
     for moment in (25, 70, 130):  # agent steps: in the random phase, while learning, in the second episode
-        process = start("semore_sac", killed, CARTPOLE)
+        process = start("semore_sac", killed, SEMORE)
         wait_for(process, killed, lambda moment=moment: _agent_step_now(killed) >= moment)
         process.kill()
         process.wait()
-    assert finish("semore_sac", killed, CARTPOLE).returncode == 0
+    assert finish("semore_sac", killed, SEMORE).returncode == 0
     wait_for(reference, tmp_path / "whole", lambda: reference.poll() is not None)
     assert reference.returncode == 0
+    assert "named things: pole, cart" in (tmp_path / "whole.log").read_text()
     assert_same(killed, tmp_path / "whole")
 
 
