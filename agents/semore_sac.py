@@ -50,6 +50,8 @@ class Args(CommonArgs):
     annotator: str = "embedded"
     """annotator: embedded (small, needs no network), transformers:<model or folder>, openai:<base url>#<model>,
     simulator (of MuJoCo; privileged) or none"""
+    annotate_every: int = 4
+    """agent steps between two annotated frames"""
     semantic: bool = True
     """see named things (otherwise this is DrQ-SAC)"""
     motion: bool = True

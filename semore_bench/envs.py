@@ -322,10 +322,10 @@ class _Maker:
             import cv2
 
             cv2.setNumThreads(1)
-            if needs_models:
+            if needs_models or config.true_things:
                 import torch  # before Mesa, see `preload_triton`
 
-                if annotator == "embedded":
+                if annotator in ("embedded", "none"):
                     torch.set_num_threads(1)
         elif needs_models:  # Gymnasium makes one in the learner's process too, and asks for its spaces alone
             from wrappers.backends.annotators import annotation_shape

@@ -9,6 +9,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from semore_bench.replay import AnnotatedBatch
+from wrappers.errors import UserError
 
 THINGS = 8
 """names in a vocabulary at most"""
@@ -181,10 +182,12 @@ class TrueThings(gym.Wrapper):
 
     def __init__(self, env: gym.Env, grid: int = 32):
         super().__init__(env)
-        from wrappers.backends.simulator import SimulatorAnnotator
+        from wrappers.backends.mujoco import Renderer, find_simulation
 
-        self._annotator = SimulatorAnnotator(grid=grid, motion=False)
-        self._annotator.attach(env)
+        self._simulation, self._grid, self._model = find_simulation(env), grid, None
+        self._renderer = env.get_wrapper_attr("renderer") if env.has_wrapper_attr("renderer") else None
+        if not isinstance(self._renderer, Renderer):
+            raise UserError(f"{env.unwrapped} is not drawn by MuJoCo, so it has no true maps; leave --true-maps out")
         space = spaces.Box(-np.inf, np.inf, (THINGS * (STATIC + MOTION),), np.float32)
         self.observation_space = spaces.Dict({**env.observation_space.spaces, "state": space})
 
@@ -197,10 +200,14 @@ class TrueThings(gym.Wrapper):
         return self._add_state(observation), *rest
 
     def _add_state(self, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        (annotation,) = self._annotator.annotate([observation["rgb"]], [0])
-        objects = len(annotation.objects)
-        maps = torch.zeros(1, THINGS, *annotation.relevance.shape)
-        maps[0, :objects] = torch.from_numpy(annotation.patch_probabilities[:objects])
+        from wrappers.backends.scenes import find_scene
+        from wrappers.backends.simulator import View
+
+        if self._simulation.model is not self._model:
+            self._model, self._scene = self._simulation.model, find_scene(self._simulation.model)
+        shares = View(self._simulation, self._scene, self._renderer.geometry()).patch_probabilities(self._grid)
+        maps = torch.zeros(1, THINGS, self._grid, self._grid)
+        maps[0, : len(self._scene.parts)] = torch.from_numpy(shares[: len(self._scene.parts)])
         flow = observation.get("flow")
         if flow is not None:
             flow = torch.from_numpy(flow / self.observation_space["flow"].high.max()).permute(2, 0, 1)[None]

@@ -23,6 +23,8 @@ from semore_bench.memory import hand_back_freed_memory, keep_freed_memory
 from wrappers.errors import UserError
 
 OFFICIAL = "drqv2-official"
+RANDOM_STEPS = 200
+"""agent steps before the first update: enough annotated frames for an agent that needs some"""
 
 
 @dataclass
@@ -30,7 +32,7 @@ class Agents:
     """Milliseconds of acting, stepping, sampling and updating, memory, and bytes of the replay, agent by agent."""
 
     names: tuple[str, ...] = ()
-    """agents to measure (default: all)"""
+    """agents to measure, with flags if you like: "semore_sac --pixels" (default: all, and that one)"""
     env_id: str = "dm_control/cartpole-swingup-v0"
     """where they learn"""
     preset: str = "lite"
@@ -64,19 +66,23 @@ class Agents:
 
     def _all_agents(self) -> Table:
         known = agents()
-        names = list(dict.fromkeys([self.twin, *(self.names or known)]))
+        names = list(dict.fromkeys([self.twin, *(self.names or (*known, "semore_sac --pixels"))]))
         for name in names:
-            if name not in known:
+            if name.split(" ")[0] not in known:
                 raise UserError(f"there is no agent {name!r}; expected some of {', '.join(known)}")
         flags = ["--env-id", self.env_id, "--preset", self.preset, "--action-repeat", str(self.action_repeat)]
-        flags += ["--random-steps", str(2 * self.block_steps)]
+        random_steps = max(RANDOM_STEPS, 2 * self.block_steps)
+        flags += ["--random-steps", str(random_steps)]
         flags += ["--bfloat16"] if self.bfloat16 else []
         flags += [] if self.batch_size is None else ["--batch-size", str(self.batch_size)]
         environment = self._environment_milliseconds()
         with ExitStack() as stack:
-            steppers = {name: stack.enter_context(Stepper(ROOT / "agents" / f"{name}.py", flags)) for name in names}
+            steppers = {}
+            for name in names:
+                agent, *own = name.split()
+                steppers[name] = stack.enter_context(Stepper(ROOT / "agents" / f"{agent}.py", [*flags, *own]))
             for stepper in steppers.values():
-                stepper.run(3 * self.block_steps)  # random steps, and what is slow the first time
+                stepper.run(random_steps + self.block_steps)  # random steps, and what is slow the first time
             blocks: dict[str, list[Any]] = {name: [] for name in names}
             for _ in range(self.blocks):
                 for name, stepper in steppers.items():
