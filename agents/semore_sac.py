@@ -26,20 +26,10 @@ from torch import Tensor, nn
 
 from semore_bench.args import CommonArgs, flag
 from semore_bench.envs import EnvConfig
+from semore_bench.grounder import Grounder
 from semore_bench.replay import Batch, Replay
 from semore_bench.runs import Run, one_line_errors
-from semore_bench.things import (
-    HAZE,
-    MOTION,
-    STATIC,
-    THINGS,
-    Standardise,
-    Vocabulary,
-    history,
-    history_size,
-    moments,
-    quarters,
-)
+from semore_bench.things import MOTION, STATIC, THINGS, Standardise, Vocabulary, history, history_size, moments
 from wrappers.errors import UserError
 
 
@@ -118,6 +108,8 @@ class Args(CommonArgs):
                 raise UserError(f"{flag(name)} must be at least 1, got {getattr(self, name)}")
         if self.ground_every < 0:
             raise UserError(f"--ground-every must be 0 (never again) or more agent steps, got {self.ground_every}")
+        if self.true_maps and not (self.semantic and self.interaction):
+            raise UserError("--true-maps are numbers of named things with their flow; leave --no-... out")
         if self.heads and not (self.semantic and self.pixels):
             raise UserError("--heads teaches a representation of pixels beside named things; add --pixels")
 
@@ -142,31 +134,6 @@ class Encoder(nn.Sequential):
         pieces = (x,) if x.is_cuda else x.split(64)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16):
             return torch.cat([convolve(piece) for piece in pieces]).float()
-
-
-class Grounder(nn.Module):
-    """Finds things in single frames: (B, 3, H, W) in -1 to 1 -> logits (B, classes, h, w) at half the resolution."""
-
-    def __init__(self, classes: int, width: int = 16):
-        super().__init__()
-        self.fine = nn.Sequential(
-            nn.Conv2d(3, width, 3, 1, 1), nn.SiLU(), nn.Conv2d(width, 2 * width, 3, 2, 1), nn.SiLU()
-        )
-        self.coarse = nn.Sequential(
-            nn.Conv2d(2 * width, 2 * width, 3, 2, 1), nn.SiLU(),
-            nn.Conv2d(2 * width, 2 * width, 3, 1, 1), nn.SiLU(),
-            nn.Conv2d(2 * width, 2 * width, 3, 1, 2, dilation=2), nn.SiLU(),
-        )  # fmt: skip
-        self.classify = nn.Sequential(
-            nn.Conv2d(4 * width, 2 * width, 1), nn.SiLU(),
-            nn.Conv2d(2 * width, 2 * width, 3, 1, 1), nn.SiLU(),
-            nn.Conv2d(2 * width, classes, 1),
-        )  # fmt: skip
-
-    def forward(self, x: Tensor) -> Tensor:
-        fine = self.fine(x)
-        coarse = F.interpolate(self.coarse(fine), fine.shape[2:])
-        return self.classify(torch.cat([fine, coarse], 1))
 
 
 class Critic(nn.Module):
@@ -238,20 +205,6 @@ def stack_channels(frames: Tensor) -> Tensor:
     return frames.permute(0, 1, 4, 2, 3).flatten(1, 2).contiguous(memory_format=torch.channels_last)
 
 
-def grounding_loss(logits: Tensor, target: Tensor, named: Tensor, weight: Tensor) -> Tensor:
-    """Cross entropy of shares (B, K + 1, G, G), the last one of the background, averaged over patches.
-
-    The grounder's logits (B, K + 1, h, w) become shares by averaging their probabilities. What was not `named` (B, K)
-    in a frame may be there all the same: it counts as background, whichever of both the grounder says. Each class has
-    its weight (K + 1,).
-    """
-    shares = F.adaptive_avg_pool2d(logits.softmax(1), target.shape[-1])
-    things = shares[:, :-1]
-    background = shares[:, -1:] + (things * ~named[:, :, None, None]).sum(1, keepdim=True)
-    entropy = target * (torch.cat([things, background], 1) + 1e-6).log()
-    return -(weight[:, None, None] * entropy).sum(1).mean()
-
-
 # ---- agent ----
 
 
@@ -267,7 +220,7 @@ class Agent(nn.Module):
         z_dim = args.feature_dim
         if args.semantic:
             size, z_dim = THINGS * history_size(args.frame_stack), args.feature_dim * (1 + args.pixels)
-            self.vocabulary, self.grounder, self.standardise = Vocabulary(), Grounder(THINGS + 1), Standardise(size)
+            self.vocabulary, self.grounder, self.standardise = Vocabulary(), Grounder(), Standardise(size)
             self.project_things = copy.deepcopy(self.project)
             self.project_things[0] = nn.Linear(size, args.feature_dim)
         if args.heads:
@@ -278,7 +231,7 @@ class Agent(nn.Module):
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self.log_temperature = nn.Parameter(torch.tensor(np.log(args.init_temperature), dtype=torch.float32))
         self.target_entropy = -float(action_dim)
-        self.features = THINGS * (STATIC + MOTION) * args.semantic
+        self.features, self.said = THINGS * (STATIC + MOTION) * args.semantic, ""
         if not args.semantic:
             self.explain = None  # there is nothing to film
         self.to(device, memory_format=torch.channels_last)
@@ -341,29 +294,17 @@ class Agent(nn.Module):
         """Features of single frames, float32 (N, F), from uint8 rgb (N, H, W, 3) and flow (N, H, W, 2)."""
         if not self.sees_things:
             return np.zeros((len(rgb), self.features), np.float32)
-        maps = self.class_maps(rgb)
+        maps = self.grounder.maps(rgb, self.vocabulary)
         if flow is not None:
             flow = F.adaptive_avg_pool2d((self.tensor(flow).permute(0, 3, 1, 2).float() - 128) / 127, maps.shape[2:])
         return moments(maps, flow, whole=not self.args.interaction).flatten(1).cpu().numpy()
-
-    @torch.no_grad()
-    def class_maps(self, rgb: np.ndarray) -> Tensor:
-        """Probabilities of the named things in uint8 (N, H, W, 3) frames: (N, THINGS, h, w), 0 without a name."""
-        maps = self.grounder(self.pixels(rgb)).softmax(1)[:, :-1]
-        known = torch.arange(THINGS, device=self.device) < len(self.vocabulary)
-        return torch.where((maps > HAZE) & known[:, None, None], maps, 0)
 
     def explain(self, observation: dict[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
         """The named things and where they are in the newest frame, for a film."""
         if not self.sees_things or self.args.true_maps:
             return []
-        return list(
-            zip(self.vocabulary.names, self.class_maps(observation["rgb"][:1, -1])[0].cpu().numpy(), strict=False)
-        )
-
-    def pixels(self, rgb: np.ndarray) -> Tensor:
-        """uint8 (N, H, W, 3) -> what the grounder sees."""
-        return self.tensor(rgb).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        maps = self.grounder.maps(observation["rgb"][:1, -1], self.vocabulary)[0, : len(self.vocabulary)]
+        return list(zip(self.vocabulary.names, maps.cpu().numpy(), strict=True))
 
     def update(self, replay: Replay, number: int) -> dict[str, Tensor]:
         """Update `number` (from 0) from the replay; returns what to log, as tensors."""
@@ -387,26 +328,44 @@ class Agent(nn.Module):
         return metrics
 
     def ground(self, replay: Replay, number: int) -> dict[str, Tensor]:
-        """Teaches the grounder, if it is time to, and computes anew what the replay holds of its numbers."""
+        """If it is time to: chooses the vocabulary, teaches the grounder, computes the replay's numbers anew."""
         args, first = self.args, number == 0 if self.args.true_maps else not self.sees_things
-        bout, rest = divmod(number, max(1, args.ground_every * args.updates_per_step))
         if first:
-            due = number % 10 == 0 and (args.true_maps or replay.annotated_frames >= args.grounder_frames)
+            due = number % (10 if number < 100 else 100) == 0
         else:  # 1, 2, 4, ... times as long after the bout before
+            bout, rest = divmod(number, max(1, args.ground_every * args.updates_per_step))
             due = args.ground_every and rest == 0 and bout > 0 and bout & (bout + 1) == 0
+        if not due:
+            return {}
         metrics = {}
-        if due and not args.true_maps:
-            if first:
+        if not args.true_maps:
+            enough = replay.annotated_frames >= args.grounder_frames and replay.sample_annotated(1) is not None
+            if enough and first:
                 self.vocabulary.choose(*replay.named(), replay.names)
-                print(f"named things: {', '.join(self.vocabulary.names) or 'none'}", file=sys.stderr)
-            if self.sees_things:
-                metrics = {"grounder_loss": self.teach(replay, first), "things": torch.tensor(len(self.vocabulary))}
-                replay.redescribe()
-        if due and self.sees_things:
-            self.standardise.fit(history(self.tensor(replay.feature_stacks())))
             if first:
-                self.start_over(replay, number)
+                self.say_what_is_seen(enough)
+            metrics["things"] = torch.tensor(float(len(self.vocabulary)), device=self.device)
+            if not (enough and self.sees_things):
+                return metrics
+            updates, rate = args.grounder_updates, args.grounder_learning_rate
+            if not first:  # a shorter bout with smaller steps
+                updates, rate = -(-updates // 4), 0.3 * rate
+            loss = self.grounder.teach(replay, self.vocabulary, updates, args.grounder_batch, rate)
+            metrics["grounder_loss"] = loss
+            replay.redescribe()
+        self.standardise.fit(history(self.tensor(replay.feature_stacks())))
+        if first:
+            self.start_over(replay, number)
         return metrics
+
+    def say_what_is_seen(self, enough: bool) -> None:
+        said = f"named things: {', '.join(self.vocabulary.names)}"
+        if not self.sees_things:
+            reason = "no annotation names what matters" if enough else f"under {self.args.grounder_frames} annotations"
+            said = f"{reason} so far: seeing pixels, as drq_sac does"
+        if said != self.said:
+            print(said, file=sys.stderr)
+        self.said = said
 
     def start_over(self, replay: Replay, updates: int) -> None:
         """What learned from pixels cannot read things: it learns anew, with as many updates, though at most 2,000."""
@@ -420,40 +379,15 @@ class Agent(nn.Module):
         for number in range(min(updates, 2000)):
             self.learn(replay, number)
 
-    def teach(self, replay: Replay, first: bool) -> Tensor:
-        """A bout of the grounder on annotated frames; returns the mean loss of its last updates."""
-        args, optimizer = self.args, torch.optim.AdamW(self.grounder.parameters(), weight_decay=1e-4)
-        updates, rate = (args.grounder_updates, 1.0) if first else (-(-args.grounder_updates // 4), 0.3)
-        places = self.vocabulary.places(replay.names)
-        share = self.tensor(self.vocabulary.targets(replay.sample_annotated(256), places)[0]).mean((0, 2, 3))
-        weight = torch.where(share > 0, share.clamp(min=1e-4) ** -0.5, 0)
-        weight = weight / (weight * share).sum()
-        losses = []
-        for number in range(updates):
-            slope = min(1, (number + 1) / 30) * (1 - number / updates)
-            optimizer.param_groups[0]["lr"] = args.grounder_learning_rate * rate * slope
-            batch = replay.sample_annotated(args.grounder_batch)
-            target, named = self.vocabulary.targets(batch, places)
-            rgb, target = quarters(batch.rgb, target, share.cpu().numpy())
-            logits = self.grounder(self.pixels(rgb))
-            loss = grounding_loss(logits, self.tensor(target), self.tensor(named), weight)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.detach())
-        return torch.stack(losses[-50:]).mean()
-
     def augment(self, batch: Batch) -> tuple:
+        rgbs, things = [None, None], [None, None]
         if self.sees_pixels:
             size = 2, len(batch.reward), 2
             offset = torch.randint(-self.args.shift, self.args.shift + 1, size, dtype=torch.int32).to(self.device)
-            rgbs = [
-                random_shift(self.tensor(rgb), o) for rgb, o in zip((batch.rgb, batch.next_rgb), offset, strict=True)
-            ]
-        else:
-            rgbs = [None, None]
-        things = (batch.features, batch.next_features) if self.sees_things else (None, None)
-        seen, next_seen = zip(rgbs, [None if part is None else self.tensor(part) for part in things], strict=True)
+            rgbs = map(random_shift, (self.tensor(batch.rgb), self.tensor(batch.next_rgb)), offset)
+        if self.sees_things:
+            things = self.tensor(batch.features), self.tensor(batch.next_features)
+        seen, next_seen = zip(rgbs, things, strict=True)
         return seen, next_seen, self.tensor(batch.action), self.tensor(batch.reward), self.tensor(batch.discount)
 
     def critic_loss(

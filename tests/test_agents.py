@@ -7,6 +7,7 @@ from gymnasium import spaces
 
 from agents import drq_sac, semore_sac
 from semore_bench.envs import Step
+from semore_bench.grounder import grounding_loss
 from semore_bench.replay import Replay
 from semore_bench.things import MOTION, STATIC, THINGS
 from wrappers.backends.annotation import Annotation, SceneObject
@@ -108,8 +109,9 @@ def test_gradient_routing_is_the_table_of_the_method(tmp_path, pixels):
     agent, replay = make_semore(tmp_path, pixels=pixels, heads=pixels)
     batch = replay.sample_annotated(4)
     target, named = agent.vocabulary.targets(batch, agent.vocabulary.places(replay.names))
-    logits = agent.grounder(agent.pixels(batch.rgb))
-    loss = semore_sac.grounding_loss(logits, torch.from_numpy(target), torch.from_numpy(named), torch.ones(THINGS + 1))
+    loss = grounding_loss(
+        agent.grounder(batch.rgb), torch.from_numpy(target), torch.from_numpy(named), torch.ones(THINGS + 1)
+    )
     assert receivers(agent, loss) == {"grounder"}
 
     loss, z, _ = agent.critic_loss(*agent.augment(replay.sample(8)))
@@ -196,6 +198,18 @@ def test_until_there_are_names_the_agent_sees_pixels_and_then_it_learns_anew(tmp
     assert learned == late + 1, "what was learned from pixels is caught up with"
 
 
+def test_where_nothing_matters_it_stays_with_pixels_and_says_so_once(tmp_path, capsys):
+    agent, replay = make_agent(semore_sac), make_replay(tmp_path, features=agent_features())
+    replay.describe = agent.describe
+    replay._arrays["importance"][:] = 0  # a scene that the annotator does not know
+    for number in range(25):
+        agent.update(replay, number)
+    assert agent.sees_pixels
+    said = capsys.readouterr().err
+    assert said.count("no annotation names what matters so far: seeing pixels, as drq_sac does") == 1
+    assert len(said.splitlines()) == 1
+
+
 def test_unnamed_things_count_as_background_whichever_the_grounder_says():
     torch.manual_seed(0)
     logits = torch.randn(1, 3, 4, 4)
@@ -204,13 +218,15 @@ def test_unnamed_things_count_as_background_whichever_the_grounder_says():
     named, weight = torch.tensor([[True, False]]), torch.tensor([2.0, 1.0, 0.5])
     share = torch.nn.functional.avg_pool2d(logits.softmax(1), 2)
     want = -(2 * target[:, 0] * (share[:, 0] + 1e-6).log() + 0.5 * target[:, 2] * (1 - share[:, 0] + 1e-6).log()).mean()
-    assert torch.allclose(semore_sac.grounding_loss(logits, target, named, weight), want, atol=1e-4)
+    assert torch.allclose(grounding_loss(logits, target, named, weight), want, atol=1e-4)
 
 
 def test_the_grounder_learns_to_find_what_was_named(tmp_path):
     agent, replay = make_semore(tmp_path, grounder_updates=150, grounder_batch=16)
     batch = replay.sample_annotated(32)
-    maps = torch.nn.functional.adaptive_avg_pool2d(agent.class_maps(batch.rgb)[:, :1], GRID).numpy()
+    maps = torch.nn.functional.adaptive_avg_pool2d(
+        agent.grounder.maps(batch.rgb, agent.vocabulary)[:, :1], GRID
+    ).numpy()
     true = batch.patch_probabilities[:, :1]
     assert np.minimum(maps, true).sum() / np.maximum(maps, true).sum() > 0.6
 
@@ -268,6 +284,8 @@ def test_what_an_agent_explains_has_names_and_maps(tmp_path):
         ({"frame_stack": 1}, "--frame-stack 2"),
         ({"grounder_updates": 0}, "--grounder-updates must be at least 1"),
         ({"ground_every": -1}, "--ground-every"),
+        ({"true_maps": True, "interaction": False}, "leave --no-"),
+        ({"true_maps": True, "semantic": False}, "leave --no-"),
     ],
 )
 def test_flags_that_make_no_sense_are_refused(flags, message):

@@ -341,6 +341,34 @@ def test_evaluation_plays_its_fixed_seeds_whatever_the_number_of_workers():
     assert len({episode.episode_return for episode in outcomes[0]}) == 5
 
 
+@pytest.mark.parametrize("env_id", [*MUJOCO, "Pendulum-v1"])
+def test_states_are_observed_flat_and_nothing_is_rendered(env_id):
+    config = EnvConfig(action_repeat=2, state=True)
+    env = make_env(env_id, config)
+    assert not env.has_wrapper_attr("renderer")
+    for observation, *_ in episode(env, 3):
+        assert set(observation) == {"state"}
+        assert env.observation_space.contains(observation)
+    with Workers(env_id, config) as workers:
+        ((shown, _),) = workers.reset([3])
+        first = {"state": shown["state"].copy()}  # the worker writes the next one over it
+        assert np.array_equal(first["state"], env.reset(seed=3)[0]["state"])
+        stack = FrameStack(1, 2, 1.0)
+        stack.begin(0, first)
+        workers.send(np.zeros((1, *workers.action_space.shape)))
+        (step,) = workers.receive()
+        stack.push(0, step.observation)
+        assert np.array_equal(stack.stack()["features"][0], [first["state"], step.observation["state"]])
+    env.close()
+
+
+def test_pixels_are_no_state():
+    with pytest.raises(UserError, match="observes pixels and no state"):
+        make_env(TOY, EnvConfig(state=True))
+    with pytest.raises(UserError, match="no true maps; leave --true-maps out"):
+        make_env(TOY, EnvConfig(true_things=True))
+
+
 def test_frame_stack_repeats_the_first_frame():
     stack = FrameStack(1, 3, flow_bound=1.0)
 

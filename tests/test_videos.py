@@ -45,6 +45,35 @@ def test_panels_show_frame_flow_and_relevance():
     assert relevant[1] > relevant[2]  # yellow, where it is 1
 
 
+def test_named_things_are_outlined_and_named_where_they_are():
+    maps = np.zeros((32, 32), np.float32)
+    maps[8:16, 8:16] = 0.9
+    things = [("ball", maps), ("ghost", np.zeros((32, 32), np.float32))]
+    plain = compose_frame(solid((100, 100, 100)), things=[("ghost", things[1][1])], size=SIZE)
+    picture = compose_frame(solid((100, 100, 100)), things=things, size=SIZE)
+    assert picture.shape == plain.shape
+    changed = np.argwhere((panel(picture, 1) != panel(plain, 1)).any(-1))
+    inside = panel(picture, 1)[30:45, 30:45].reshape(-1, 3).mean(0)
+    assert inside[2] > inside[0] + 50, "the first thing is blue"
+    assert changed.min() > 5, "what is far from the thing and its name stays"
+    assert changed[:, 0].max() < 55
+    unnamed = compose_frame(solid((100, 100, 100)), things=[("", maps)], size=SIZE)
+    assert (panel(unnamed, 1) != panel(picture, 1)).any(), "the name is written"
+
+
+@given(st.lists(st.text(max_size=300), max_size=10))
+@settings(max_examples=20, deadline=None)
+def test_any_names_and_maps_can_be_drawn(names):
+    rng = np.random.default_rng(0)
+    maps = rng.uniform(-1, 2, (len(names), 5, 7)).astype(np.float32)
+    maps[::2, 0, 0] = np.nan
+    things = list(zip(names, maps, strict=True))
+    assert (
+        compose_frame(solid((0, 0, 0)), things=things, size=SIZE).shape
+        == compose_frame(solid((0, 0, 0)), things=[], size=SIZE).shape
+    )
+
+
 def test_relevance_is_drawn_over_the_frame():
     frame = solid((0, 0, 0))
     frame[:, 42:] = 255
