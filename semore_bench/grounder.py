@@ -56,11 +56,11 @@ class Grounder(nn.Module):
         optimizer = torch.optim.AdamW(self.parameters(), weight_decay=1e-4)
         places, device = vocabulary.places(replay.names), self.classify[-1].weight.device
         share = vocabulary.targets(replay.sample_annotated(256), places)[0].mean((0, 2, 3))
-        # What is small counts as much as what is large, nearly; what never occurs does not count.
-        weight = np.where(share > 0, np.maximum(share, 1e-4) ** -0.5, 0)
-        weight = torch.from_numpy((weight / (weight * share).sum()).astype(np.float32)).to(device)
         losses = []
         for number in range(updates):
+            # What is small is learned first, and made as probable as it is at last: masses without bias.
+            weight = np.where(share > 0, np.maximum(share, 1e-4) ** (0.5 * (number / updates - 1)), 0)
+            weight = torch.from_numpy((weight / (weight * share).sum()).astype(np.float32)).to(device)
             optimizer.param_groups[0]["lr"] = rate * min(1, (number + 1) / 30) * (1 - number / updates)
             batch = replay.sample_annotated(batch_size)
             target, named = vocabulary.targets(batch, places)
