@@ -585,6 +585,7 @@ def test_usual_grids():
     assert make_annotator("simulator").grid == 16
     assert annotation_shape("transformers:any") == (512, 28), "ViT-B-16 at 448 pixels"
     assert annotation_shape("transformers:any", grid=14) == (512, 14)
+    assert annotation_shape("transformers:any", "ViT-B-32:openai") == (512, 7), "at its usual size, and not loaded"
     embedded = make_annotator("embedded", device="cpu")
     assert annotation_shape("embedded") == (embedded.embedding_dim, embedded.grid)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env, data_equivalence
 
+from semore_bench.args import CommonArgs
 from semore_bench.envs import EnvConfig, Step, Workers, _Maker, episode_seed, make_env
 from semore_bench.evaluation import FIRST_SEED, Episode, FrameStack, evaluate
 from tests import odd_envs
@@ -389,6 +390,7 @@ def test_evaluation_imports_neither_a_vlm_nor_clip(tmp_path):
     script = f"""
 import json, sys
 import numpy as np
+from semore_bench.args import CommonArgs
 from semore_bench.envs import EnvConfig, Workers
 from semore_bench.evaluation import evaluate
 if __name__ == "__main__":
@@ -426,6 +428,7 @@ def test_models_are_loaded_by_the_worker_alone(tmp_path, annotator):
     script = f"""
 import json, sys, time
 import numpy as np
+from semore_bench.args import CommonArgs
 from semore_bench.envs import EnvConfig, Workers
 if __name__ == "__main__":
     settings = dict(clip={clip and str(clip)!r}, annotation_cache={str(cache)!r}, annotation_grid={grid})
@@ -455,6 +458,17 @@ if __name__ == "__main__":
     assert statistics["annotations"] >= 3
     assert 0 < statistics["annotated_share"] <= 0.5
     assert ("cache_misses" in statistics) == (mode == "async") == cache.exists()
+
+
+def test_the_grid_of_annotations_reaches_the_environment():
+    args = CommonArgs(annotator="simulator", annotation_grid=5)
+    args.resolve()
+    env = make_env("dm_control/pendulum-swingup-v0", EnvConfig(image_size=40, **args.guidance))
+    assert env.observation_space["relevance"].shape == (5, 5)
+    assert env.reset(seed=0)[1]["annotations"][0].patch_probabilities.shape == (5, 5, 5)
+    env.close()
+    with pytest.raises(UserError, match="--annotation-grid must be at least 1, got 0"):
+        CommonArgs(annotation_grid=0).resolve()
 
 
 def test_a_model_is_not_loaded_by_several_workers():

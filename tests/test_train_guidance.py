@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -33,7 +34,7 @@ from wrappers.backends.annotation import SceneObject
 from wrappers.backends.annotators import VisionLanguageAnnotator, annotation_shape
 from wrappers.backends.captioners import TransformersCaptioner, parse_answer
 from wrappers.backends.clip import ClipGrounding, _dense_transformer
-from wrappers.backends.dense import GRID, DenseHead
+from wrappers.backends.dense import FILE, GRID, DenseHead
 from wrappers.backends.embedded import UNFAMILIAR, EmbeddedAnnotator
 from wrappers.backends.scenes import BACKGROUND
 from wrappers.errors import UserError
@@ -107,6 +108,19 @@ def test_the_dense_head_computes_what_was_trained_wherever_the_folder_is_loaded(
         ClipGrounding(folder / "clip", device="cpu", grid=8)
     with pytest.raises(UserError, match="16 x 16 patches apart and no other number, got --annotation-grid 8"):
         annotation_shape("openai:x#y", str(folder / "clip"), 8)
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "other sizes"])
+def test_a_damaged_dense_head_is_explained(trained, tmp_path, damage):
+    copied = shutil.copytree(trained[0] / "clip", tmp_path / "clip")
+    if damage == "missing":
+        (copied / FILE).unlink()
+    elif damage == "truncated":
+        (copied / FILE).write_bytes((copied / FILE).read_bytes()[:5000])
+    else:
+        add_to_clip_config(copied, dense_head={"grid": 16, "width": 12})
+    with pytest.raises(UserError, match="dense head .* cannot be loaded"):
+        ClipGrounding(copied, device="cpu")
 
 
 def test_batch_norms_are_folded_into_convolutions(tmp_path):

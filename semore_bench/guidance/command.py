@@ -26,7 +26,7 @@ def train_guidance(
     frames: int = 2000,
     updates: int = 2500,
     batch_size: int = 128,
-    dense_updates: int = 2500,
+    dense_updates: int = 2000,
     seed: int = 0,
     leave_out: str = "acrobot",
     domains: tuple[str, ...] = tuple(DOMAINS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,10 @@ from semore_bench.guidance.training import DENSE_SCALE, Corpus, Settings, augmen
 from wrappers.backends.clip import ClipGrounding
 from wrappers.backends.dense import GRID, DenseHead
 
-WIDTH = 24  # channels at half of the resolution
+WIDTH = 16  # channels at half of the resolution
 BALANCE = 0.5  # the power of how rare a class is by which it weighs more
 RAREST = 1e-3  # share of the image: classes that take less weigh no more
-IOU_WEIGHT = 1.0
+IOU_WEIGHT, IOU_WARM_UP = 2.0, 0.25  # its weight, and the share of the updates until it has it
 VISIBLE = 0.05  # patches: a thing of which the images of a batch show less is left out of the IoU
 
 
@@ -34,14 +35,15 @@ def train_dense_head(
     head = DenseHead(clip.dim, width).to(memory_format=torch.channels_last)
     classes = torch.from_numpy(clip.encode_classes(corpus.class_names))
     frequency = class_frequencies(corpus)
-    identity = f"dense {settings} {width} {len(corpus.images)} {clip.identity}"
+    digest = hashlib.blake2b(classes.numpy().tobytes()).hexdigest()
+    identity = f"dense {settings} {width} {len(corpus.images)} {digest}"
 
     def loss_of(step: int) -> dict[str, Tensor]:
         random = np.random.default_rng([settings.seed, step])
         groups = np.arange(settings.batch_size) % len(corpus.groups)  # every task, in equal shares
         chosen = np.array([random.choice(corpus.groups[group]) for group in groups])
         features = F.normalize(head(normalise(augment(corpus, chosen, random))), dim=-1)
-        return class_losses(
+        losses = class_losses(
             features,
             classes,
             torch.from_numpy(corpus.group_classes[groups]),
@@ -49,6 +51,8 @@ def train_dense_head(
             frequency[groups],
             torch.from_numpy(groups),
         )
+        losses["1 - IoU"] *= IOU_WEIGHT * min(step / settings.updates / IOU_WARM_UP, 1.0)
+        return losses
 
     losses = optimise(head, loss_of, settings, checkpoint, identity)
     return head.eval(), losses
@@ -83,7 +87,7 @@ def class_losses(
     per_image = torch.stack([torch.minimum(found, shares), torch.maximum(found, shares), shares]).sum((2, 3))
     both, either, there = torch.zeros(3, int(groups.max()) + 1, shares.shape[-1]).index_add(1, groups, per_image)
     seen = there > VISIBLE
-    return {"cross entropy": cross_entropy, "1 - IoU": IOU_WEIGHT * (1 - both[seen] / either[seen]).mean()}
+    return {"cross entropy": cross_entropy, "1 - IoU": (1 - both[seen] / either[seen]).mean()}
 
 
 def save_dense_head(folder: Path, head: DenseHead) -> None:

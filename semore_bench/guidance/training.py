@@ -268,20 +268,21 @@ def augment(corpus: Corpus, chosen: np.ndarray, random: np.random.Generator) -> 
     n = len(chosen)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return torch.rand(n, *shape, generator=generator) * (high - low) + low
+        return torch.rand(*shape, generator=generator) * (high - low) + low
 
     images = torch.from_numpy(corpus.images[chosen]).permute(0, 3, 1, 2) / 255
-    classes = corpus.classes[chosen]
     names = corpus.group_classes[corpus.group_of[chosen]]
     for name, probability in (("sky", 0.4), ("floor", 0.2)):
         is_name = names == corpus.class_names.index(name)
-        shown = classes == is_name.argmax(1)[:, None, None]
-        shown &= (random.random(n) < probability)[:, None, None] & is_name.any(1)[:, None, None]
+        changed = np.flatnonzero(is_name.any(1) & (random.random(n) < probability))
+        if not len(changed):
+            continue
+        shown = corpus.classes[chosen[changed]] == is_name[changed].argmax(1)[:, None, None]
         covered = F.avg_pool2d(torch.from_numpy(shown)[:, None].float(), MASK_SIZE // SIZE)
-        coarse = F.interpolate(uniform(0, 1, 3, 5, 5), (SIZE, SIZE), mode="bicubic").clamp(0, 1)
-        fine = uniform(-0.3, 0.3, 3, SIZE, SIZE) * uniform(0, 1, 1, 1, 1)
-        images = torch.lerp(images, coarse + fine, covered)
-    images = (images - 0.5) * uniform(0.7, 1.3, 1, 1, 1) + 0.5 + uniform(-0.12, 0.12, 1, 1, 1)
-    images = images * uniform(0.85, 1.15, 3, 1, 1)
-    noise = torch.randn(images.shape, generator=generator) * uniform(0, 0.03, 1, 1, 1)
+        coarse = F.interpolate(uniform(0, 1, len(changed), 3, 5, 5), (SIZE, SIZE), mode="bicubic").clamp(0, 1)
+        fine = uniform(-0.3, 0.3, len(changed), 3, SIZE, SIZE) * uniform(0, 1, len(changed), 1, 1, 1)
+        images[changed] = torch.lerp(images[changed], coarse + fine, covered)
+    images = (images - 0.5) * uniform(0.7, 1.3, n, 1, 1, 1) + 0.5 + uniform(-0.12, 0.12, n, 1, 1, 1)
+    images = images * uniform(0.85, 1.15, n, 3, 1, 1)
+    noise = torch.randn(images.shape, generator=generator) * uniform(0, 0.03, n, 1, 1, 1)
     return (images + noise).clamp(0, 1)

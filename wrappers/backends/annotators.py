@@ -139,10 +139,11 @@ def annotation_shape(spec: str, clip: str | None = None, grid: int | None = None
 
 def patches_per_side(config: Mapping[str, Any]) -> int | None:
     """What the CLIP of an `open_clip_config.json` sees at its usual size; None where its tower alone can tell."""
-    vision = config.get("model_cfg", {}).get("vision_cfg", {})
     if "dense_head" in config:
         return config["dense_head"]["grid"]
-    return vision["image_size"] // vision["patch_size"] if isinstance(vision.get("patch_size"), int) else None
+    vision = config.get("model_cfg", {}).get("vision_cfg", {})
+    image, patch = vision.get("image_size"), vision.get("patch_size")
+    return image // patch if isinstance(image, int) and isinstance(patch, int) else None
 
 
 def _choose_clip(spec: str, clip: str | None, grid: int | None) -> tuple[str, int | None]:
@@ -156,11 +157,12 @@ def _clip_config(clip: str) -> dict[str, Any]:
     folder = embedded_model("clip") if clip == "embedded" else Path(clip)
     if folder.is_dir():
         return json.loads((folder / "open_clip_config.json").read_text())
-    if clip == DEFAULT_CLIP:
-        import open_clip
+    if clip.startswith("hf-hub:"):
+        return {}
+    import open_clip
 
-        return {"model_cfg": open_clip.get_model_config(clip.partition(":")[0])}
-    return {}
+    config = open_clip.get_model_config(clip.partition(":")[0])
+    return {"model_cfg": config} if config else {}
 
 
 def _refuse_other_grids(clip: str, own: int, grid: int | None) -> None:

@@ -108,10 +108,7 @@ class ClipGrounding:
             255 * torch.tensor(preprocessing[key], device=self.device).view(3, 1, 1) for key in ("mean", "std")
         )
         self._mode = mode
-        self._head = None
-        if head:
-            self._head = DenseHead.load(Path(model), self._model.visual.output_dim, head["width"])
-            self._head.to(self.device, dtype)
+        self._head = head and _load_head(Path(model), self._model.visual.output_dim, head).to(self.device, dtype)
         self._dense = self._head or _dense_encoder(self._model.visual, name, mode)
         with torch.inference_mode():
             blank = torch.zeros(1, 3, *self._size, device=self.device, dtype=dtype)
@@ -248,7 +245,22 @@ def _size_for(vision: Mapping[str, Any], grid: int) -> dict[str, int]:
 def _head_sizes(folder: Path) -> dict[str, int] | None:
     """What `open_clip_config.json` says of a dense head, which open_clip knows nothing of."""
     config = folder / "open_clip_config.json"
-    return json.loads(config.read_text()).get("dense_head") if config.is_file() else None
+    if not config.is_file():
+        return None
+    try:
+        return json.loads(config.read_text()).get("dense_head")
+    except ValueError:
+        return None  # open_clip, which reads it too, says what is wrong
+
+
+def _load_head(folder: Path, dim: int, sizes: Mapping[str, int]) -> DenseHead:
+    try:
+        return DenseHead.load(folder, dim, sizes["width"])
+    except Exception as error:  # a file can be missing or damaged in many ways
+        raise UserError(
+            f"the dense head of the CLIP model in {folder} cannot be loaded ({error}); `semore-bench train-guidance` "
+            "makes the embedded models anew"
+        ) from error
 
 
 def _dense_encoder(visual: nn.Module, name: str, mode: Mode) -> Callable[[Tensor], Tensor]:
