@@ -28,7 +28,7 @@ dense head was trained last, in {dense_updates:,} updates and {dense_minutes} mi
 
     {command}
 
-(rendering: {render_minutes} minutes), on {cores} processor cores.
+(rendering what the cache lacked: {render_minutes} minutes), on {cores} processor cores.
 
 ## Measured
 

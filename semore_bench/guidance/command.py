@@ -150,6 +150,7 @@ def _by_domain(parts: Sequence[Frames]) -> dict[str, list[Frames]]:
 
 
 def _print(measured: Mapping[str, Mapping[str, Measured]], leave_out: str) -> None:
+    console = Console(width=max(Console().width, 100))
     for split, title in (("plain", "in the environments' own look"), ("varied", "in varied looks")):
         table = Table(title=f"held-out states, {title}")
         table.add_column("domain", no_wrap=True)
@@ -158,7 +159,7 @@ def _print(measured: Mapping[str, Mapping[str, Measured]], leave_out: str) -> No
         for domain, row in measured[split].items():
             numbers = ("-" if value is None else f"{value:.2f}" for value in row.numbers().values())
             table.add_row(f"{domain} (left out)" if domain == leave_out else domain, *numbers)
-        Console().print(table)
+        console.print(table)
     table = Table(title="IoU per named thing: own look, varied looks")
     table.add_column("domain", no_wrap=True)
     table.add_column("things")
@@ -167,4 +168,4 @@ def _print(measured: Mapping[str, Mapping[str, Measured]], leave_out: str) -> No
         things = (f"{name} {value:.2f} {varied[name]:.2f}" for name, value in row.by_class.items())
         if row.by_class:
             table.add_row(f"{domain} (left out)" if domain == leave_out else domain, ", ".join(things))
-    Console().print(table)
+    console.print(table)
