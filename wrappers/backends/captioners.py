@@ -22,8 +22,8 @@ from wrappers.backends.annotation import (
     AnnotatorUnavailable,
     SceneObject,
     clean_text,
-    fingerprint,
 )
+from wrappers.backends.model_files import identify, load_transformers, make_chat
 from wrappers.errors import UserError
 
 PROMPT = """{task}Describe this image in one sentence, and name at most five things in it that matter for the task.
@@ -189,12 +189,9 @@ class TransformersCaptioner:
         self._processor, self._model = load_transformers(str(model), device, dtype)
         fixed_size = dict(self._processor.image_processor.size or {}).get("height") or image_size
         self.image_size = min(image_size, fixed_size)
-        weights = fingerprint(model) if Path(model).is_dir() else f"{model} {self._model.config._commit_hash}"
-        self.identity = f"transformers {weights} {dtype} {self.image_size} {max_new_tokens} {self.prompt}"
-        content = [{"type": "image"}, {"type": "text", "text": self.prompt}]
-        self._chat = self._processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
+        identity = identify(str(model))
+        self.identity = f"transformers {identity} {dtype} {self.image_size} {max_new_tokens} {self.prompt}"
+        self._chat = make_chat(self._processor, str(model), self.prompt)
 
     def __deepcopy__(self, memo: dict) -> TransformersCaptioner:
         return self  # weights are shared: `env.spec` copies the arguments of wrappers
@@ -214,32 +211,6 @@ class TransformersCaptioner:
         with torch.inference_mode():
             tokens = self._model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
         return self._processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-
-
-def load_transformers(model: str, device: str, dtype: str) -> tuple[Any, Any]:
-    import transformers
-
-    if Path(model).is_dir():  # nothing to wait for
-        transformers.utils.logging.disable_progress_bar()
-    try:
-        processor = transformers.AutoProcessor.from_pretrained(model, trust_remote_code=False)
-        network = transformers.AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(
-            f"vision-language model {model!r} cannot be loaded ({error}); expected a folder or a name on the hub of an "
-            "image-text-to-text model; a download needs a network once (afterwards HF_HUB_OFFLINE=1 works), annotator "
-            "'embedded' needs none"
-        ) from error
-    if not hasattr(processor, "image_processor") or not getattr(processor, "chat_template", None):
-        raise UserError(f"model {model!r} takes no conversation with images; expected one such as SmolVLM2 or Qwen-VL")
-    processor.tokenizer.padding_side = "left"  # answers of a batch begin at the same place
-    images = processor.image_processor
-    for splitting in ("do_image_splitting", "crop_to_patches", "do_pan_and_scan"):
-        if hasattr(images, splitting):
-            setattr(images, splitting, False)
-    if hasattr(images, "max_image_size"):  # Idefics3 and SmolVLM would enlarge to several tiles before shrinking to one
-        images.size = images.max_image_size
-    return processor, network.to(device).eval()
 
 
 class OpenAICaptioner:
