@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import functools
 import json
 import re
 import tempfile
@@ -148,8 +149,19 @@ def _create(name: str, pretrained: str | None, config: dict[str, Any], grid: int
 def _tokenizer(text: dict[str, Any], source: str | Path | None) -> Tokenizer:
     options = dict(text.get("tokenizer_kwargs") or {}, context_length=text.get("context_length", 77))
     if not source:
-        return SimpleTokenizer(**options)
+        return _ForgetfulTokenizer(**options)
     return HFTokenizer(source, tokenizer_mode=text.get("tokenizer_mode"), trust_remote_code=False, **options)
+
+
+class _ForgetfulTokenizer(SimpleTokenizer):
+    """The tokenizer of open_clip, which remembers every word that it ever met; captions bring new ones for ever."""
+
+    max_words = 50_000
+
+    def __call__(self, texts: Sequence[str], context_length: int | None = None) -> Tensor:
+        if len(self.cache) > self.max_words:
+            self.cache = {token: token for token in map(self.decoder.get, self.all_special_ids)}
+        return super().__call__(texts, context_length)
 
 
 def _checked(document: bytes) -> dict[str, Any]:
@@ -206,6 +218,7 @@ def _is_timm_architecture(name: str) -> bool:
     return timm.is_model(name)  # false for what timm would read from a folder or from the hub
 
 
+@functools.cache
 def _text_towers() -> set[str]:
     """Text towers from `transformers` of models that open_clip itself describes: other names may hold code."""
     configs = map(open_clip.get_model_config, open_clip.list_models())
