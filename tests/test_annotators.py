@@ -24,12 +24,12 @@ from wrappers.backends.annotation import (
     Annotator,
     AsyncAnnotator,
     Backoff,
-    CachedAnnotator,
     Request,
     SyncAnnotator,
     patch_probabilities,
 )
 from wrappers.backends.annotators import BACKGROUND, VisionLanguageAnnotator, annotation_shape, make_annotator
+from wrappers.backends.cache import CachedAnnotator
 
 
 def random_frames(count: int, seed: int = 0) -> np.ndarray:
@@ -172,6 +172,65 @@ def test_a_full_disk_is_no_reason_to_stop(tmp_path, monkeypatch):
     cached = CachedAnnotator(fake_annotator(), tmp_path)
     assert cached.annotate(frames, [0, 1]) == fake_annotator().annotate(frames, [0, 1])
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("damage", ["compressed", "another source", "another grid", "another name"])
+def test_entries_that_are_not_of_this_annotator_are_made_anew(tmp_path, damage):
+    frames = random_frames(1)
+    fresh = fake_annotator().annotate(frames, [0])
+    CachedAnnotator(fake_annotator(), tmp_path).annotate(frames, [0])
+    [path] = tmp_path.rglob("*.npz")
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    if damage == "compressed":
+        np.savez_compressed(path, **arrays, bomb=np.zeros(1_000_000))
+    else:
+        texts = arrays["texts"].item()
+        if damage == "another source":
+            texts = texts.replace('"source": "mean"', '"source": "somebody"')
+        if damage == "another name":
+            texts = texts.replace('"floor"', '"<script>\\u001b"')
+        if damage == "another grid":
+            arrays["relevance"] = np.zeros((3, 3), np.float32)
+            arrays["patch_probabilities"] = np.full((len(arrays["class_embeddings"]), 3, 3), 1, np.float32)
+            arrays["patch_probabilities"] /= len(arrays["class_embeddings"])
+        arrays["texts"] = np.array(texts)
+        np.savez(path, **arrays)
+    for calls in ([1], []):
+        cached = CachedAnnotator(fake_annotator(), tmp_path)
+        assert cached.annotate(frames, [0]) == fresh
+        assert cached.annotator.captioner.batches == calls
+
+
+def test_the_folder_keeps_its_size_and_the_oldest_go(tmp_path):
+    CachedAnnotator(fake_annotator(), tmp_path).annotate(random_frames(1), [0])
+    [path] = tmp_path.rglob("*.npz")
+    size = path.stat().st_size
+    os.utime(path, (0, 0))
+    abandoned, under_way = path.with_suffix(".1.2.partial"), path.with_suffix(".3.4.partial")
+    abandoned.touch()
+    under_way.touch()
+    os.utime(abandoned, (0, 0))
+    cached = CachedAnnotator(fake_annotator(), tmp_path, max_bytes=20 * size)
+    frames = random_frames(100, seed=1)
+    for frame in frames:
+        cached.annotate([frame], [0])
+        kept = list(tmp_path.rglob("*.npz"))
+        assert sum(file.stat().st_size for file in kept) <= 23 * size
+    assert len(kept) >= 15
+    assert not path.exists()
+    assert (abandoned.exists(), under_way.exists()) == (False, True)
+    assert cached.annotate(frames[-1:], [0]) == fake_annotator().annotate(frames[-1:], [0])
+    assert cached.statistics()["cache_hits"] == 1
+
+
+def test_what_is_wrong_with_many_files_is_said_once(tmp_path, caplog):
+    frames = random_frames(5)
+    CachedAnnotator(fake_annotator(), tmp_path).annotate(frames, range(5))
+    for path in tmp_path.rglob("*.npz"):
+        path.write_bytes(b"")
+    CachedAnnotator(fake_annotator(), tmp_path).annotate(frames, range(5))
+    assert caplog.text.count("is damaged and will be written anew") == 1
 
 
 def _annotate_all(directory, start, queue):

@@ -1,10 +1,8 @@
-"""What an annotator says about one frame, and annotators around another one that remember or do not wait."""
+"""What an annotator says about one frame, and ways to ask it: at once, a batch later, or without waiting."""
 
 import atexit
 import hashlib
-import json
 import logging
-import os
 import random
 import re
 import threading
@@ -13,14 +11,12 @@ import unicodedata
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
-
-from wrappers.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +127,29 @@ class Annotator(Protocol):
 
 
 class AnnotatorUnavailable(Exception):
-    """The annotator cannot answer now, for example because its server is down; later it may."""
+    """The annotator cannot answer now, for example because its server is down; later it may.
+
+    `kind` says what went wrong, without what is different each time: it is logged once.
+    """
+
+    def __init__(self, message: str, kind: str = ""):
+        super().__init__(message)
+        self.kind = kind or message
+
+
+class Complaints:
+    """Warnings, each kind once: what goes wrong is counted elsewhere, and may go wrong thousands of times."""
+
+    _max_kinds = 64  # a server that finds new words each time is not listened to forever
+
+    def __init__(self) -> None:
+        self._kinds: set[str] = set()
+
+    def warn(self, kind: str, message: str, *arguments: object, exc_info: bool = False) -> None:
+        """Logs the message, unless there was one of this kind."""
+        if kind not in self._kinds and len(self._kinds) < self._max_kinds:
+            self._kinds.add(kind)
+            logger.warning(f"{message} (said once)", *arguments, exc_info=exc_info)
 
 
 @runtime_checkable
@@ -215,102 +233,6 @@ def fingerprint(path: str | Path) -> str:
     return total.hexdigest()
 
 
-class CachedAnnotator:
-    """Remembers annotations in a folder, for later runs and for those that run at the same time.
-
-    The key is a hash of `annotator.identity` (models, prompt, settings) and the frame's content. Each annotation is
-    a NumPy archive of its own that appears at once and complete, so that crashes and concurrent writers do no harm;
-    one that cannot be read is made anew. Archives are read without unpickling, and checked as `Annotation` does.
-
-    Args:
-        annotator: what annotates the frames that are new; its `identity` must change whenever its answers may.
-        directory: where to keep the annotations; created if it is missing.
-
-    Raises:
-        UserError: if what the annotator says depends on more than the frame.
-    """
-
-    def __init__(self, annotator: Annotator, directory: str | Path):
-        if not hasattr(annotator, "identity"):
-            raise UserError(f"annotator {annotator.source!r} depends on more than the frame: it cannot be cached")
-        self.annotator, self.directory = annotator, Path(directory)
-        self.source, self.identity = annotator.source, annotator.identity
-        self.embedding_dim, self.grid = annotator.embedding_dim, annotator.grid
-        self._hits = self._misses = 0
-
-    def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation]:
-        """Annotates frames; those that were seen before are looked up, equal ones are annotated once."""
-        paths = [self._path(frame) for frame in frames]
-        known = {path: _load_annotation(path) for path in dict.fromkeys(paths)}
-        new = {path: index for index, path in enumerate(paths) if known[path] is None}
-        self._hits += len(paths) - len(new)
-        self._misses += len(new)
-        if new:
-            # The indices stand for frame steps, so that answers cannot be mistaken for another frame's.
-            for annotation in self.annotator.annotate([frames[index] for index in new.values()], list(new.values())):
-                path = paths[annotation.frame_step]
-                known[path] = annotation
-                # An annotation of another source leans on earlier frames (see VisionLanguageAnnotator).
-                if annotation.source == self.source:
-                    self._save(path, annotation)
-        return [
-            replace(known[path], frame_step=frame_step)
-            for path, frame_step in zip(paths, frame_steps, strict=True)
-            if known[path] is not None
-        ]
-
-    def statistics(self) -> dict[str, float]:
-        """Counts since construction: `cache_hits`, `cache_misses`, and those of the annotator."""
-        return _statistics_of(self.annotator) | {"cache_hits": self._hits, "cache_misses": self._misses}
-
-    def _save(self, path: Path, annotation: Annotation) -> None:
-        try:
-            _save_annotation(path, annotation)
-        except OSError as error:  # a full disk is no reason to stop
-            logger.warning("cannot remember an annotation: %s", error)
-
-    def _path(self, frame: np.ndarray) -> Path:
-        key = hashlib.blake2b(f"{self.identity} {frame.shape} ".encode(), digest_size=20)
-        key.update(np.ascontiguousarray(frame))
-        name = key.hexdigest()
-        return self.directory / name[:2] / f"{name}.npz"
-
-
-_ARRAYS = ("caption_embedding", "class_embeddings", "patch_probabilities", "relevance")
-
-
-def _save_annotation(path: Path, annotation: Annotation) -> None:
-    texts = {
-        "caption": annotation.caption,
-        "objects": [asdict(thing) for thing in annotation.objects],
-        "class_names": annotation.class_names,
-        "source": annotation.source,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.stem}.{os.getpid()}.{threading.get_ident()}.partial")
-    try:
-        with partial.open("wb") as file:
-            np.savez(file, texts=np.array(json.dumps(texts)), **{name: getattr(annotation, name) for name in _ARRAYS})
-        partial.replace(path)  # atomic: other processes see nothing or everything
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _load_annotation(path: Path) -> Annotation | None:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            texts = json.loads(archive["texts"].item())
-            arrays = {name: archive[name] for name in _ARRAYS}
-        objects = tuple(SceneObject(**thing) for thing in texts.pop("objects"))
-        names = tuple(texts.pop("class_names"))
-        return Annotation(objects=objects, class_names=names, frame_step=0, **texts, **arrays)
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # whatever is wrong with the file, its frame can be annotated again
-        logger.warning("%s is damaged and will be written anew (%s)", path, error)
-        return None
-
-
 @dataclass(frozen=True)
 class Request:
     """A frame to annotate: uint8 (H, W, 3), its `frame_step`, and a key to know the answer by."""
@@ -352,7 +274,7 @@ class SyncAnnotator:
     def __init__(self, annotator: Annotator):
         self.annotator = annotator
         self._finished: dict[Hashable, Annotation] = {}
-        self._backoff = Backoff()
+        self._backoff, self._complaints = Backoff(), Complaints()
         self._start = time.monotonic()
         self._annotations = self._failures = self._drops = 0
 
@@ -364,7 +286,7 @@ class SyncAnnotator:
         try:
             annotations = _annotate(self.annotator, requests)
         except AnnotatorUnavailable as error:
-            logger.warning("no annotation for now: %s", error)
+            self._complaints.warn(error.kind, "no annotation for now: %s", error)
             self._backoff.failed()
             self._failures += 1
             self._drops += len(requests)
@@ -384,7 +306,7 @@ class SyncAnnotator:
         `annotations` and `annotations_per_second`; `failures`, calls that found the annotator unavailable; `drops`,
         requests that were not answered for that reason.
         """
-        return _statistics_of(self.annotator) | {
+        return statistics_of(self.annotator) | {
             "annotations": self._annotations,
             "annotations_per_second": self._annotations / max(time.monotonic() - self._start, 1e-9),
             "failures": self._failures,
@@ -468,7 +390,7 @@ class AsyncAnnotator:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._backoff = Backoff()
+        self._backoff, self._complaints = Backoff(), Complaints()
         self._start = time.monotonic()
         self._annotations = self._failures = self._drops = 0
         self._waited = 0.0  # seconds, by all annotated frames together
@@ -501,7 +423,7 @@ class AsyncAnnotator:
         calls that raised an exception; `drops`, requests that were pushed out; `pending`, those that wait now.
         """
         with self._changed:
-            return _statistics_of(self.annotator) | {
+            return statistics_of(self.annotator) | {
                 "annotations": self._annotations,
                 "annotations_per_second": self._annotations / max(time.monotonic() - self._start, 1e-9),
                 "age_seconds": self._waited / max(self._annotations, 1),
@@ -531,7 +453,10 @@ class AsyncAnnotator:
                 annotations = _annotate(self.annotator, [request for request, _ in batch.values()])
             except Exception as error:
                 # Whatever it is, training goes on: said, counted and tried again.
-                logger.warning("annotating failed and will be tried again: %s", error, exc_info=_unexpected(error))
+                is_expected = isinstance(error, AnnotatorUnavailable)
+                kind = error.kind if is_expected else type(error).__name__
+                message = "annotating failed and will be tried again: %s"
+                self._complaints.warn(kind, message, error, exc_info=not is_expected)
                 with self._changed:
                     self._failures += 1
                     self._backoff.failed()
@@ -554,10 +479,6 @@ class AsyncAnnotator:
             self._drops += 1
 
 
-def _unexpected(error: Exception) -> bool:
-    return not isinstance(error, AnnotatorUnavailable)
-
-
 def _annotate(annotator: Annotator, requests: Sequence[Request]) -> dict[Hashable, Annotation]:
     # The indices stand for frame steps, so that answers are matched by what they say, not by their position.
     annotations = annotator.annotate([request.frame for request in requests], range(len(requests)))
@@ -565,5 +486,6 @@ def _annotate(annotator: Annotator, requests: Sequence[Request]) -> dict[Hashabl
     return {request.key: replace(annotation, frame_step=request.frame_step) for request, annotation in asked}
 
 
-def _statistics_of(annotator: Annotator) -> dict[str, float]:
+def statistics_of(annotator: Annotator) -> dict[str, float]:
+    """What an annotator counts, if it does."""
     return annotator.statistics() if hasattr(annotator, "statistics") else {}
