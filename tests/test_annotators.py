@@ -18,18 +18,14 @@ import pytest
 import tests.toy_env  # noqa: F401  (registers Toy-v0)
 from tests.fakes import describe, fake_annotator, unavailable
 from wrappers import CaptionObservation, PixelObservation, UserError
-from wrappers.backends import annotation as annotation_module
-from wrappers.backends import captioners
+from wrappers.backends import captioners, queues
 from wrappers.backends.annotation import (
     Annotator,
-    AsyncAnnotator,
-    Backoff,
-    Request,
-    SyncAnnotator,
     patch_probabilities,
 )
 from wrappers.backends.annotators import BACKGROUND, VisionLanguageAnnotator, annotation_shape, make_annotator
 from wrappers.backends.cache import CachedAnnotator
+from wrappers.backends.queues import AsyncAnnotator, Backoff, Request, SyncAnnotator
 
 
 def random_frames(count: int, seed: int = 0) -> np.ndarray:
@@ -295,7 +291,7 @@ def test_a_writer_that_is_killed_leaves_a_good_cache(tmp_path):
 @pytest.fixture
 def quick(monkeypatch):
     """Waits between attempts that are too short to notice."""
-    monkeypatch.setattr(annotation_module, "Backoff", lambda: Backoff(first=0.001, longest=0.01))
+    monkeypatch.setattr(queues, "Backoff", lambda: Backoff(first=0.001, longest=0.01))
 
 
 def requests(frames, first: int = 0) -> list[Request]:
@@ -383,7 +379,7 @@ def test_a_dead_annotator_costs_neither_time_nor_memory(quick):
 def test_a_program_ends_well_while_annotations_are_under_way():
     program = """
 import numpy as np, torch
-from wrappers.backends.annotation import AsyncAnnotator, Request
+from wrappers.backends.queues import AsyncAnnotator, Request
 
 class Busy:
     def annotate(self, frames, frame_steps):
@@ -412,7 +408,7 @@ def test_frames_belong_to_the_caller():
 
 def test_synchronously_an_outage_is_left_alone_for_a_while(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(annotation_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(queues.time, "monotonic", lambda: now[0])
     inner = fake_annotator()
     annotator = SyncAnnotator(inner)
     frames = random_frames(2)
@@ -434,7 +430,7 @@ def test_synchronously_an_outage_is_left_alone_for_a_while(monkeypatch):
 
 
 def test_waits_grow_up_to_a_limit(monkeypatch):
-    monkeypatch.setattr(annotation_module.time, "monotonic", lambda: 100.0)
+    monkeypatch.setattr(queues.time, "monotonic", lambda: 100.0)
     backoff = Backoff(first=1, longest=10)
     assert backoff.remaining == 0
     for longest in (1, 2, 4, 8, 10, 10):

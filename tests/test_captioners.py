@@ -26,14 +26,13 @@ from wrappers.backends.annotation import (
     MAX_OBJECTS,
     PRINTABLE,
     AnnotatorUnavailable,
-    Request,
     SceneObject,
-    SyncAnnotator,
 )
 from wrappers.backends.annotators import VisionLanguageAnnotator
 from wrappers.backends.answers import Description, decode_completion, make_prompt, parse_answer
 from wrappers.backends.cache import CachedAnnotator
 from wrappers.backends.captioners import TransformersCaptioner, make_captioner
+from wrappers.backends.queues import Request, SyncAnnotator
 from wrappers.backends.servers import MAX_BODY, OpenAICaptioner
 from wrappers.errors import UserError
 

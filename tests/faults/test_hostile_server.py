@@ -9,10 +9,11 @@ import pytest
 
 from tests.fakes import HashingClip
 from tests.hostile_server import ENDLESS, FAILURES, FLOOD, UNUSABLE, USABLE, WITHOUT_SCHEMA, HostileServer, error
-from wrappers.backends import annotation as annotation_module
-from wrappers.backends.annotation import Annotation, AsyncAnnotator, Backoff, Request
+from wrappers.backends import queues
+from wrappers.backends.annotation import Annotation
 from wrappers.backends.annotators import VisionLanguageAnnotator
 from wrappers.backends.cache import CachedAnnotator
+from wrappers.backends.queues import AsyncAnnotator, Backoff, Request
 from wrappers.backends.servers import OpenAICaptioner
 
 ALL = {**USABLE, **UNUSABLE, **FAILURES, **ENDLESS, "a body without end": FLOOD}
@@ -21,7 +22,7 @@ ALL = {**USABLE, **UNUSABLE, **FAILURES, **ENDLESS, "a body without end": FLOOD}
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     """Pauses between attempts that are too short to notice."""
-    monkeypatch.setattr(annotation_module, "Backoff", lambda: Backoff(first=0.001, longest=0.02))
+    monkeypatch.setattr(queues, "Backoff", lambda: Backoff(first=0.001, longest=0.02))
     for name in ("INITIAL_RETRY_DELAY", "MAX_RETRY_DELAY"):
         monkeypatch.setattr(f"openai._base_client.{name}", 0.01, raising=False)
 
