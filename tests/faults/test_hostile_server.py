@@ -17,6 +17,7 @@ from wrappers.backends.queues import AsyncAnnotator, Backoff, Request
 from wrappers.backends.servers import OpenAICaptioner
 
 ALL = {**USABLE, **UNUSABLE, **FAILURES, **ENDLESS, "a body without end": FLOOD}
+CAPTION = "a cart with a pole"
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +59,18 @@ class Training:
     def is_described(self, number: int) -> bool:
         return number in self.annotations and self.annotations[number].source == self.source
 
+    def recovers(self) -> None:
+        """Goes on until a new frame is described; on a busy machine one may be late, and lost."""
+        new = []
+
+        def described() -> bool:
+            if not self.seen("pending"):
+                new.append(self.step())
+            return any(map(self.is_described, new))
+
+        self.until(described)
+        assert {self.annotations[number].caption for number in new if self.is_described(number)} == {CAPTION}
+
 
 def survives(behaviour: str, directory) -> None:
     """Training meets the behaviour, counts it, and goes on with good annotations when the server is sane again."""
@@ -66,7 +79,7 @@ def survives(behaviour: str, directory) -> None:
         number = training.step()
         if behaviour in USABLE:
             training.until(lambda: training.is_described(number))
-            assert training.annotations[number].caption == "a cart with a pole"
+            assert training.annotations[number].caption == CAPTION
             assert training.seen("unusable_answers") == 0
         elif behaviour in FAILURES or behaviour in ENDLESS:
             training.until(lambda: training.seen("failures"))
@@ -77,9 +90,7 @@ def survives(behaviour: str, directory) -> None:
         if behaviour not in USABLE:
             assert not list(directory.rglob("*.npz")), "nothing of it is kept"
         server.reply = lambda request: USABLE["sane"]
-        later = training.step()
-        training.until(lambda: training.is_described(later))
-        assert training.annotations[later].caption == "a cart with a pole"
+        training.recovers()
         training.annotator.close(timeout=60)
 
 
@@ -124,7 +135,6 @@ def test_a_server_that_changes_its_ways_all_the_time(faults, tmp_path):
                 time.sleep(0.01)
                 assert training.seen("pending") <= 8
         server.reply = lambda request: USABLE["sane"]
-        later = training.step()
-        training.until(lambda: training.is_described(later))
-        assert {a.caption for a in training.annotations.values()} <= {"a cart with a pole", "pole"}
+        training.recovers()
+        assert {a.caption for a in training.annotations.values()} <= {CAPTION, "pole"}
         training.annotator.close(timeout=60)
