@@ -18,18 +18,14 @@ import pytest
 import tests.toy_env  # noqa: F401  (registers Toy-v0)
 from tests.fakes import describe, fake_annotator, unavailable
 from wrappers import CaptionObservation, PixelObservation, UserError
-from wrappers.backends import annotation as annotation_module
-from wrappers.backends import captioners
+from wrappers.backends import captioners, queues
 from wrappers.backends.annotation import (
     Annotator,
-    AsyncAnnotator,
-    Backoff,
-    CachedAnnotator,
-    Request,
-    SyncAnnotator,
     patch_probabilities,
 )
 from wrappers.backends.annotators import BACKGROUND, VisionLanguageAnnotator, annotation_shape, make_annotator
+from wrappers.backends.cache import CachedAnnotator
+from wrappers.backends.queues import AsyncAnnotator, Backoff, Request, SyncAnnotator
 
 
 def random_frames(count: int, seed: int = 0) -> np.ndarray:
@@ -174,6 +170,65 @@ def test_a_full_disk_is_no_reason_to_stop(tmp_path, monkeypatch):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize("damage", ["compressed", "another source", "another grid", "another name"])
+def test_entries_that_are_not_of_this_annotator_are_made_anew(tmp_path, damage):
+    frames = random_frames(1)
+    fresh = fake_annotator().annotate(frames, [0])
+    CachedAnnotator(fake_annotator(), tmp_path).annotate(frames, [0])
+    [path] = tmp_path.rglob("*.npz")
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    if damage == "compressed":
+        np.savez_compressed(path, **arrays, bomb=np.zeros(1_000_000))
+    else:
+        texts = arrays["texts"].item()
+        if damage == "another source":
+            texts = texts.replace('"source": "mean"', '"source": "somebody"')
+        if damage == "another name":
+            texts = texts.replace('"floor"', '"<script>\\u001b"')
+        if damage == "another grid":
+            arrays["relevance"] = np.zeros((3, 3), np.float32)
+            arrays["patch_probabilities"] = np.full((len(arrays["class_embeddings"]), 3, 3), 1, np.float32)
+            arrays["patch_probabilities"] /= len(arrays["class_embeddings"])
+        arrays["texts"] = np.array(texts)
+        np.savez(path, **arrays)
+    for calls in ([1], []):
+        cached = CachedAnnotator(fake_annotator(), tmp_path)
+        assert cached.annotate(frames, [0]) == fresh
+        assert cached.annotator.captioner.batches == calls
+
+
+def test_the_folder_keeps_its_size_and_the_oldest_go(tmp_path):
+    CachedAnnotator(fake_annotator(), tmp_path).annotate(random_frames(1), [0])
+    [path] = tmp_path.rglob("*.npz")
+    size = path.stat().st_size
+    os.utime(path, (0, 0))
+    abandoned, under_way = path.with_suffix(".1.2.partial"), path.with_suffix(".3.4.partial")
+    abandoned.touch()
+    under_way.touch()
+    os.utime(abandoned, (0, 0))
+    cached = CachedAnnotator(fake_annotator(), tmp_path, max_bytes=20 * size)
+    frames = random_frames(100, seed=1)
+    for frame in frames:
+        cached.annotate([frame], [0])
+        kept = list(tmp_path.rglob("*.npz"))
+        assert sum(file.stat().st_size for file in kept) <= 23 * size
+    assert len(kept) >= 15
+    assert not path.exists()
+    assert (abandoned.exists(), under_way.exists()) == (False, True)
+    assert cached.annotate(frames[-1:], [0]) == fake_annotator().annotate(frames[-1:], [0])
+    assert cached.statistics()["cache_hits"] == 1
+
+
+def test_what_is_wrong_with_many_files_is_said_once(tmp_path, caplog):
+    frames = random_frames(5)
+    CachedAnnotator(fake_annotator(), tmp_path).annotate(frames, range(5))
+    for path in tmp_path.rglob("*.npz"):
+        path.write_bytes(b"")
+    CachedAnnotator(fake_annotator(), tmp_path).annotate(frames, range(5))
+    assert caplog.text.count("is damaged and will be written anew") == 1
+
+
 def _annotate_all(directory, start, queue):
     start.wait()
     cached = CachedAnnotator(fake_annotator(), directory)
@@ -236,7 +291,7 @@ def test_a_writer_that_is_killed_leaves_a_good_cache(tmp_path):
 @pytest.fixture
 def quick(monkeypatch):
     """Waits between attempts that are too short to notice."""
-    monkeypatch.setattr(annotation_module, "Backoff", lambda: Backoff(first=0.001, longest=0.01))
+    monkeypatch.setattr(queues, "Backoff", lambda: Backoff(first=0.001, longest=0.01))
 
 
 def requests(frames, first: int = 0) -> list[Request]:
@@ -324,7 +379,7 @@ def test_a_dead_annotator_costs_neither_time_nor_memory(quick):
 def test_a_program_ends_well_while_annotations_are_under_way():
     program = """
 import numpy as np, torch
-from wrappers.backends.annotation import AsyncAnnotator, Request
+from wrappers.backends.queues import AsyncAnnotator, Request
 
 class Busy:
     def annotate(self, frames, frame_steps):
@@ -335,7 +390,7 @@ class Busy:
 busy = AsyncAnnotator(Busy(), max_batch=1)
 busy.request([Request(index, np.zeros((4, 4, 3), np.uint8), 0) for index in range(50)])
 """
-    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program], timeout=300).returncode == 0
 
 
 def test_frames_belong_to_the_caller():
@@ -353,7 +408,7 @@ def test_frames_belong_to_the_caller():
 
 def test_synchronously_an_outage_is_left_alone_for_a_while(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(annotation_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(queues.time, "monotonic", lambda: now[0])
     inner = fake_annotator()
     annotator = SyncAnnotator(inner)
     frames = random_frames(2)
@@ -375,7 +430,7 @@ def test_synchronously_an_outage_is_left_alone_for_a_while(monkeypatch):
 
 
 def test_waits_grow_up_to_a_limit(monkeypatch):
-    monkeypatch.setattr(annotation_module.time, "monotonic", lambda: 100.0)
+    monkeypatch.setattr(queues.time, "monotonic", lambda: 100.0)
     backoff = Backoff(first=1, longest=10)
     assert backoff.remaining == 0
     for longest in (1, 2, 4, 8, 10, 10):

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fakes import HashingClip
+from tests.hostile_server import FAILURES, UNUSABLE, USABLE, HostileServer, error
 from tests.tiny_models import ANSWER, save_vlm
 from wrappers.backends.annotation import (
     MAX_CAPTION_LENGTH,
@@ -28,14 +29,11 @@ from wrappers.backends.annotation import (
     SceneObject,
 )
 from wrappers.backends.annotators import VisionLanguageAnnotator
-from wrappers.backends.captioners import (
-    Description,
-    OpenAICaptioner,
-    TransformersCaptioner,
-    make_captioner,
-    make_prompt,
-    parse_answer,
-)
+from wrappers.backends.answers import Description, decode_completion, make_prompt, parse_answer
+from wrappers.backends.cache import CachedAnnotator
+from wrappers.backends.captioners import TransformersCaptioner, make_captioner
+from wrappers.backends.queues import Request, SyncAnnotator
+from wrappers.backends.servers import MAX_BODY, OpenAICaptioner
 from wrappers.errors import UserError
 
 torch.set_num_threads(1)
@@ -81,11 +79,47 @@ def test_json_is_found_and_cleaned(answer):
         '{"a":' * 50_000,
         '{"caption": ' + "[" * 50_000,
         '{"caption": "x", "n": ' + "9" * 10_000 + "}",
-        "a" * 10_000_000 + ANSWER,
+        ANSWER + "a" * 10_000_000,
+        "<think>" * 100_000 + "{" * 100_000,
+        '{"' + '\\"' * 100_000,
+        f"<think>{ANSWER}</think>I cannot tell.",
     ],
 )
 def test_what_is_no_answer_is_none(answer):
     assert parse_answer(answer) is None
+
+
+DRAFT = ANSWER.replace("cart with a pole", "draft")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f"<think>{DRAFT}</think>{ANSWER}",
+        f"<think>{DRAFT}\n{DRAFT}</think>\n```json\n{ANSWER}\n```",
+        f"{DRAFT}</think>{ANSWER}",
+        f"<Thinking>{DRAFT}</Thinking>{ANSWER}",
+        f"\u25c1think\u25b7{DRAFT}\u25c1/think\u25b7{ANSWER}",
+        f"{ANSWER}<think>{DRAFT}</think>",
+        f"{ANSWER}<think>{DRAFT}",
+        f"<think>a</think>{DRAFT}<think>b</think>{ANSWER}",
+        f"{DRAFT} No, better: {ANSWER}",
+        f"{DRAFT} {ANSWER} {{}} {{'caption': 'x'}} {{\"caption\": 7}}",
+        f"<think>{DRAFT}, no, {ANSWER}",
+        f"<think>{DRAFT}, no, {ANSWER}</think>\n",
+        f'{{"answer": {ANSWER}}}',
+        ANSWER.replace("}]}", ",},],}"),
+        ANSWER.replace("a cart", "a\\ncart"),
+        ANSWER.replace("a cart", "a\ncart"),
+        "a" * 10_000_000 + ANSWER,
+    ],
+)
+def test_the_last_answer_counts_and_drafts_do_not(answer):
+    assert parse_answer(answer) == POLE
+
+
+def test_commas_in_texts_stay():
+    assert parse_answer('{"caption": "a, ] b, } c \\", ]", "objects": [],}').caption == 'a, ] b, } c ", ]'
 
 
 def test_objects_are_limited_distinct_and_clipped():
@@ -151,6 +185,33 @@ def test_no_answer_breaks_an_annotation_a_space_a_log_or_a_page(answers):
         [row] = csv.reader([line.getvalue()])
         assert row == [annotation.caption, *annotation.class_names]
     assert annotator.statistics()["answers"] == len(answers)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text() | st.text('{}[]",:\\<>/think \n0', max_size=200))
+def test_any_text_is_an_answer_or_none(text):
+    assert parse_answer(text) is None or parse_answer(text).caption
+
+
+_messages = _values | st.fixed_dictionaries(
+    {}, optional=dict.fromkeys(("content", "reasoning_content", "reasoning"), _values | st.lists(_objects))
+)
+_completions = _values | st.fixed_dictionaries(
+    {}, optional={"choices": _values | st.lists(_values | st.fixed_dictionaries({"message": _messages}))}
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary() | _completions.map(lambda completion: json.dumps(completion).encode()))
+def test_any_response_is_a_text(body):
+    assert isinstance(decode_completion(body), str)
+
+
+@settings(max_examples=100, deadline=None)
+@given(_texts, st.sampled_from(["utf-8", "utf-8-sig"]))
+def test_what_a_server_says_is_understood(text, encoding):
+    body = {"choices": [{"message": {"content": text}}]}
+    assert decode_completion(json.dumps(body).encode(encoding)).strip() == text.strip()
 
 
 def test_prompt_holds_the_task():
@@ -334,7 +395,7 @@ def test_requests_are_concurrent_and_answers_keep_their_order():
     assert captions == ["mean 10", "mean 200", "mean 90"]
 
 
-@pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.parametrize("status", [400, 404, 422, 500, 501])
 def test_a_server_without_schemas_is_asked_without(status):
     def reply(request, number):
         return (status, "application/json", ERROR) if "response_format" in request else completion()
@@ -343,7 +404,8 @@ def test_a_server_without_schemas_is_asked_without(status):
         captioner = OpenAICaptioner(url, "m")
         for _ in range(2):
             assert captioner.describe(random_frames(1)) == [POLE]
-    assert ["response_format" in request for request, _ in requests] == [True, False, False]
+    asked = ["response_format" in request for request, _ in requests]
+    assert asked == [True] * (3 if status >= 500 else 1) + [False, False]
 
 
 def test_a_request_that_fails_is_tried_again():
@@ -364,6 +426,11 @@ def test_a_request_that_fails_is_tried_again():
         (200, "application/json", b'{"choices": []}'),
         (200, "application/json", b'"<script>"'),
         (200, "application/json", b"null"),
+        (200, "application/json", b"{"),
+        (200, "application/json", b"\xff\xfe\x80"),
+        completion({"caption": "x"}),
+        completion(7),
+        completion([{"type": "image_url"}]),
     ],
 )
 def test_nonsense_is_no_answer(reply):
@@ -383,7 +450,110 @@ def test_one_failure_does_not_spoil_the_batch():
         assert OpenAICaptioner(url, "m").describe(frames) == [POLE, None, POLE]
 
 
-@pytest.mark.parametrize("trouble", ["error", "silence", "drips", "no json", "nobody"])
+def test_an_odd_answer_does_not_spoil_the_batch_nor_is_it_kept(tmp_path):
+    odd = [
+        completion({"caption": "x"}),
+        completion(7),
+        (200, "application/json", b"\xff"),
+        completion(f"<think>{DRAFT}"),
+    ]
+
+    def reply(request, number):
+        url = request["messages"][0]["content"][0]["image_url"]["url"]
+        picture = cv2.imdecode(np.frombuffer(base64.b64decode(url.split(",")[1]), np.uint8), cv2.IMREAD_COLOR)
+        return odd[picture[0, 0, 0]] if picture[0, 0, 0] < 3 else completion()
+
+    frames = [np.full((8, 8, 3), grey, np.uint8) for grey in (9, 0, 1, 2)]
+    with scripted_server(reply) as (url, _):
+        annotator = VisionLanguageAnnotator(OpenAICaptioner(url, "m"), HashingClip())
+        annotations = CachedAnnotator(annotator, tmp_path).annotate(frames, range(4))
+    assert [annotation.caption for annotation in annotations] == ["a cart with a pole", "pole", "pole", "pole"]
+    assert annotator.statistics() == {"answers": 4, "unusable_answers": 3}
+    assert len(list(tmp_path.rglob("*.npz"))) == 1
+
+
+@pytest.mark.parametrize("long", [b"x", b"\r\n", b"\0"])
+def test_a_limited_part_of_a_response_is_read(monkeypatch, long):
+    read = []
+    monkeypatch.setattr("wrappers.backends.servers.decode_completion", lambda body: read.append(body) or "")
+    with scripted_server(lambda request, number: (200, "application/json", long * 3_000_000)) as (url, _):
+        OpenAICaptioner(url, "m").describe(random_frames(1))
+    assert [len(body) for body in read] == [MAX_BODY]
+
+
+def test_nothing_is_decompressed(monkeypatch):
+    read = []
+    monkeypatch.setattr("wrappers.backends.servers.decode_completion", lambda body: read.append(body) or "")
+    with HostileServer(lambda request: UNUSABLE["gzip bomb"]) as server:
+        OpenAICaptioner(server.url, "m").describe(random_frames(1))
+    assert [len(body) < 100_000 for body in read] == [True]
+    assert server.requests[0][1]["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirects_are_not_followed(status, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "my-secret")
+    with HostileServer(lambda request: USABLE["sane"]) as other:
+        redirect = error(status, b"", Location=f"{other.url}/chat/completions")
+        with HostileServer(lambda request: redirect) as server:
+            captioner = OpenAICaptioner(server.url, "m")
+            with pytest.raises(AnnotatorUnavailable, match=f"HTTP status {status}: it redirects to {other.url}"):
+                captioner.describe(random_frames(1))
+    assert not other.requests
+
+
+def test_nothing_but_the_key_is_told_to_a_server(monkeypatch):
+    for name in ("ORG_ID", "ORGANIZATION", "PROJECT_ID", "ADMIN_KEY", "WEBHOOK_SECRET", "API_KEY"):
+        monkeypatch.setenv(f"OPENAI_{name}", f"my-{name}")
+    with HostileServer(lambda request: USABLE["cookies"]) as server:
+        captioner = OpenAICaptioner(server.url, "m")
+        for _ in range(2):
+            assert captioner.describe(random_frames(1)) == [POLE]
+    for _, headers in server.requests:
+        assert [value for value in headers.values() if "my-" in value] == ["Bearer my-API_KEY"]
+        assert "cookie" not in headers
+
+
+def test_an_error_is_a_line_and_is_said_once(caplog):
+    with HostileServer(lambda request: FAILURES["a long error on many lines"]) as server:
+        captioner = OpenAICaptioner(server.url, "m")
+        annotator = SyncAnnotator(VisionLanguageAnnotator(captioner, HashingClip()))
+        for number in range(3):
+            annotator._backoff.succeeded()
+            annotator.request([Request(number, random_frames(1)[0], 0)])
+    assert annotator.statistics()["failures"] == 3
+    [message] = [record.getMessage() for record in caplog.records if record.name.startswith("wrappers")]
+    assert "HTTP status 400: line line" in message
+    assert len(message) < 400
+
+
+@pytest.mark.parametrize(
+    "base_url",
+    [
+        "http://", "http:///v1", "http://local host/v1", "http://localhost:99999/v1", "http://localhost:x/v1",
+        "http://[::1/v1", "http://key@localhost/v1", "http://me:secret@localhost/v1", "http://localhost/v1?key=1",
+        "http://localhost/v1#x", "http://..", "http://\u00e4.de/v1", "http://a\n/v1", "ftp://localhost",
+        "localhost:8000",
+    ],
+)  # fmt: skip
+def test_base_urls_are_checked(base_url):
+    with pytest.raises(UserError, match="unusable base URL .* expected one such as") as caught:
+        OpenAICaptioner(base_url, "m")
+    assert "secret" not in str(caught.value)
+
+
+def test_base_urls_that_are_fine():
+    for base_url in ("http://localhost:8000/v1", "https://api.example.com", "http://[::1]:80/v1", "http://my_host:1/"):
+        assert OpenAICaptioner(base_url, "m").base_url == base_url
+
+
+def test_a_key_that_cannot_be_sent_is_explained(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "two words")
+    with pytest.raises(UserError, match="OPENAI_API_KEY"):
+        OpenAICaptioner("http://localhost:8000/v1", "m")
+
+
+@pytest.mark.parametrize("trouble", ["error", "silence", "drips", "nobody"])
 def test_no_answer_at_all_is_unavailability(trouble):
     ended = threading.Event()
 
@@ -400,7 +570,7 @@ def test_no_answer_at_all_is_unavailability(trouble):
             ended.wait(30)
         if trouble == "drips":
             return 200, "application/json", Drips()
-        return (200, "application/json", b"{") if trouble == "no json" else (401, "application/json", ERROR)
+        return 401, "application/json", ERROR
 
     with scripted_server(reply) as (url, _):
         captioner = OpenAICaptioner("http://127.0.0.1:9/v1" if trouble == "nobody" else url, "m", timeout=0.7)

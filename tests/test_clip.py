@@ -183,6 +183,17 @@ def test_texts_are_embedded_as_open_clip_does(folder):
     assert clip.encode([]).shape == (0, clip.dim)
 
 
+def test_words_and_texts_are_not_kept_for_ever(folder, monkeypatch):
+    clip, fresh = ClipGrounding(folder), ClipGrounding(folder)
+    monkeypatch.setattr(type(clip._tokenizer), "max_words", 20)
+    monkeypatch.setattr("wrappers.backends.clip._MAX_REMEMBERED", 8)
+    for number in range(50):
+        embeddings = clip.encode([f"word{'abcdefghij'[number % 10]} {'x' * number} <start_of_text>"])
+        assert len(clip._tokenizer.cache) < 30
+        assert len(clip._texts) <= 8
+    np.testing.assert_array_equal(embeddings, fresh.encode([f"wordj {'x' * 49} <start_of_text>"]))
+
+
 def test_class_embeddings_are_averages_over_templates(folder):
     clip = ClipGrounding(folder, templates=("a {}.", "no {} here"))
     sentences = clip.encode(["a cart.", "no cart here", "a {curly}.", "no {curly} here"]).reshape(2, 2, -1)

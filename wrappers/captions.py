@@ -14,11 +14,8 @@ from wrappers.backends.annotation import (
     PRINTABLE,
     Annotation,
     Annotator,
-    AsyncAnnotator,
-    PipelinedAnnotator,
-    Request,
-    SyncAnnotator,
 )
+from wrappers.backends.queues import AsyncAnnotator, PipelinedAnnotator, Request, SyncAnnotator
 from wrappers.errors import UserError
 
 Mode = Literal["sync", "pipelined", "async"]

@@ -1,26 +1,16 @@
-"""What an annotator says about one frame, and annotators around another one that remember or do not wait."""
+"""What an annotator says about one frame, and what else all annotators have in common."""
 
-import atexit
 import hashlib
-import json
 import logging
-import os
-import random
 import re
-import threading
-import time
 import unicodedata
-from collections import OrderedDict
-from collections.abc import Hashable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
-
-from wrappers.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +121,29 @@ class Annotator(Protocol):
 
 
 class AnnotatorUnavailable(Exception):
-    """The annotator cannot answer now, for example because its server is down; later it may."""
+    """The annotator cannot answer now, for example because its server is down; later it may.
+
+    `kind` says what went wrong, without what is different each time: it is logged once.
+    """
+
+    def __init__(self, message: str, kind: str = ""):
+        super().__init__(message)
+        self.kind = kind or message
+
+
+class Complaints:
+    """Warnings, each kind once: what goes wrong is counted elsewhere, and may go wrong thousands of times."""
+
+    _max_kinds = 64  # a server that finds new words each time is not listened to forever
+
+    def __init__(self) -> None:
+        self._kinds: set[str] = set()
+
+    def warn(self, kind: str, message: str, *arguments: object, exc_info: bool = False) -> None:
+        """Logs the message, unless there was one of this kind."""
+        if kind not in self._kinds and len(self._kinds) < self._max_kinds:
+            self._kinds.add(kind)
+            logger.warning(f"{message} (said once)", *arguments, exc_info=exc_info)
 
 
 @runtime_checkable
@@ -215,355 +227,6 @@ def fingerprint(path: str | Path) -> str:
     return total.hexdigest()
 
 
-class CachedAnnotator:
-    """Remembers annotations in a folder, for later runs and for those that run at the same time.
-
-    The key is a hash of `annotator.identity` (models, prompt, settings) and the frame's content. Each annotation is
-    a NumPy archive of its own that appears at once and complete, so that crashes and concurrent writers do no harm;
-    one that cannot be read is made anew. Archives are read without unpickling, and checked as `Annotation` does.
-
-    Args:
-        annotator: what annotates the frames that are new; its `identity` must change whenever its answers may.
-        directory: where to keep the annotations; created if it is missing.
-
-    Raises:
-        UserError: if what the annotator says depends on more than the frame.
-    """
-
-    def __init__(self, annotator: Annotator, directory: str | Path):
-        if not hasattr(annotator, "identity"):
-            raise UserError(f"annotator {annotator.source!r} depends on more than the frame: it cannot be cached")
-        self.annotator, self.directory = annotator, Path(directory)
-        self.source, self.identity = annotator.source, annotator.identity
-        self.embedding_dim, self.grid = annotator.embedding_dim, annotator.grid
-        self._hits = self._misses = 0
-
-    def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation]:
-        """Annotates frames; those that were seen before are looked up, equal ones are annotated once."""
-        paths = [self._path(frame) for frame in frames]
-        known = {path: _load_annotation(path) for path in dict.fromkeys(paths)}
-        new = {path: index for index, path in enumerate(paths) if known[path] is None}
-        self._hits += len(paths) - len(new)
-        self._misses += len(new)
-        if new:
-            # The indices stand for frame steps, so that answers cannot be mistaken for another frame's.
-            for annotation in self.annotator.annotate([frames[index] for index in new.values()], list(new.values())):
-                path = paths[annotation.frame_step]
-                known[path] = annotation
-                # An annotation of another source leans on earlier frames (see VisionLanguageAnnotator).
-                if annotation.source == self.source:
-                    self._save(path, annotation)
-        return [
-            replace(known[path], frame_step=frame_step)
-            for path, frame_step in zip(paths, frame_steps, strict=True)
-            if known[path] is not None
-        ]
-
-    def statistics(self) -> dict[str, float]:
-        """Counts since construction: `cache_hits`, `cache_misses`, and those of the annotator."""
-        return _statistics_of(self.annotator) | {"cache_hits": self._hits, "cache_misses": self._misses}
-
-    def _save(self, path: Path, annotation: Annotation) -> None:
-        try:
-            _save_annotation(path, annotation)
-        except OSError as error:  # a full disk is no reason to stop
-            logger.warning("cannot remember an annotation: %s", error)
-
-    def _path(self, frame: np.ndarray) -> Path:
-        key = hashlib.blake2b(f"{self.identity} {frame.shape} ".encode(), digest_size=20)
-        key.update(np.ascontiguousarray(frame))
-        name = key.hexdigest()
-        return self.directory / name[:2] / f"{name}.npz"
-
-
-_ARRAYS = ("caption_embedding", "class_embeddings", "patch_probabilities", "relevance")
-
-
-def _save_annotation(path: Path, annotation: Annotation) -> None:
-    texts = {
-        "caption": annotation.caption,
-        "objects": [asdict(thing) for thing in annotation.objects],
-        "class_names": annotation.class_names,
-        "source": annotation.source,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.stem}.{os.getpid()}.{threading.get_ident()}.partial")
-    try:
-        with partial.open("wb") as file:
-            np.savez(file, texts=np.array(json.dumps(texts)), **{name: getattr(annotation, name) for name in _ARRAYS})
-        partial.replace(path)  # atomic: other processes see nothing or everything
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _load_annotation(path: Path) -> Annotation | None:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            texts = json.loads(archive["texts"].item())
-            arrays = {name: archive[name] for name in _ARRAYS}
-        objects = tuple(SceneObject(**thing) for thing in texts.pop("objects"))
-        names = tuple(texts.pop("class_names"))
-        return Annotation(objects=objects, class_names=names, frame_step=0, **texts, **arrays)
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # whatever is wrong with the file, its frame can be annotated again
-        logger.warning("%s is damaged and will be written anew (%s)", path, error)
-        return None
-
-
-@dataclass(frozen=True)
-class Request:
-    """A frame to annotate: uint8 (H, W, 3), its `frame_step`, and a key to know the answer by."""
-
-    key: Hashable
-    frame: np.ndarray
-    frame_step: int
-
-
-class Backoff:
-    """How long to leave a failing service alone: 1, 2, 4, ... times `first` seconds, at most `longest`.
-
-    Each wait is cut by up to a half at random, so that many clients do not come back at the same moment.
-    """
-
-    def __init__(self, first: float = 0.5, longest: float = 15.0):
-        self._first, self._longest = first, longest
-        self._failures, self._until = 0, 0.0
-        self._random = random.Random()  # of its own: seeded runs must not depend on when a server was down
-
-    def failed(self) -> None:
-        """Starts the next wait."""
-        delay = min(self._first * 2 ** min(self._failures, 32), self._longest) * self._random.uniform(0.5, 1)
-        self._failures, self._until = self._failures + 1, time.monotonic() + delay
-
-    def succeeded(self) -> None:
-        """Ends all waiting."""
-        self._failures, self._until = 0, 0.0
-
-    @property
-    def remaining(self) -> float:
-        """Seconds to wait from now; 0 if there is nothing to wait for."""
-        return max(0.0, self._until - time.monotonic())
-
-
-class SyncAnnotator:
-    """Annotates requests when they are made; while the annotator is unavailable they are dropped, and counted."""
-
-    def __init__(self, annotator: Annotator):
-        self.annotator = annotator
-        self._finished: dict[Hashable, Annotation] = {}
-        self._backoff = Backoff()
-        self._start = time.monotonic()
-        self._annotations = self._failures = self._drops = 0
-
-    def request(self, requests: Sequence[Request]) -> None:
-        """Annotates frames in one batch."""
-        if self._backoff.remaining:
-            self._drops += len(requests)
-            return
-        try:
-            annotations = _annotate(self.annotator, requests)
-        except AnnotatorUnavailable as error:
-            logger.warning("no annotation for now: %s", error)
-            self._backoff.failed()
-            self._failures += 1
-            self._drops += len(requests)
-        else:
-            self._backoff.succeeded()
-            self._finished |= annotations
-            self._annotations += len(annotations)
-
-    def finished(self) -> dict[Hashable, Annotation]:
-        """Hands over what is annotated, by key."""
-        finished, self._finished = self._finished, {}
-        return finished
-
-    def statistics(self) -> dict[str, float]:
-        """Counts since construction, and those of the annotator.
-
-        `annotations` and `annotations_per_second`; `failures`, calls that found the annotator unavailable; `drops`,
-        requests that were not answered for that reason.
-        """
-        return _statistics_of(self.annotator) | {
-            "annotations": self._annotations,
-            "annotations_per_second": self._annotations / max(time.monotonic() - self._start, 1e-9),
-            "failures": self._failures,
-            "drops": self._drops,
-        }
-
-    def close(self) -> None:
-        """Does nothing: there is nothing under way."""
-
-
-class PipelinedAnnotator(SyncAnnotator):
-    """Annotates requests a batch at a time, in a thread of its own, and hands them over when the next batch is full.
-
-    Which annotation comes when is fixed, so that results are deterministic; nobody waits unless annotating takes
-    longer than the time from one batch to the next. Small models annotate a batch in a third of the time.
-
-    Args:
-        annotator: what annotates the frames; it is used in the thread alone.
-        batch_size: frames that are annotated at once.
-    """
-
-    def __init__(self, annotator: Annotator, batch_size: int = 8):
-        super().__init__(annotator)
-        self.batch_size = batch_size
-        self._thread = ThreadPoolExecutor(1, "annotator")
-        self._gathered: list[Request] = []
-        self._under_way: Future | None = None
-        self._handed: dict[Hashable, Annotation] = {}
-
-    def request(self, requests: Sequence[Request]) -> None:
-        """Asks for annotations; waits for the batch before when one is full. Frames are copied."""
-        self._gathered += [replace(request, frame=request.frame.copy()) for request in requests]
-        if len(self._gathered) >= self.batch_size:
-            self._send()
-
-    def flush(self) -> None:
-        """Waits for everything that was asked for; `finished` hands it over."""
-        if self._gathered:
-            self._send()
-        self._collect()
-
-    def finished(self) -> dict[Hashable, Annotation]:
-        """Hands over the batches that are done, by key."""
-        handed, self._handed = self._handed, {}
-        return handed
-
-    def close(self) -> None:
-        """Ends the thread, once what is under way is done."""
-        self._thread.shutdown(cancel_futures=True)
-
-    def _send(self) -> None:
-        self._collect()
-        self._under_way = self._thread.submit(super().request, self._gathered)
-        self._gathered = []
-
-    def _collect(self) -> None:
-        if self._under_way is not None:
-            under_way, self._under_way = self._under_way, None
-            under_way.result()  # or the exception
-            self._handed |= super().finished()
-
-
-class AsyncAnnotator:
-    """Annotates requests in a thread of its own: nobody ever waits for the annotator, be it slow, down or broken.
-
-    At most `max_pending` requests wait; a new one pushes out the oldest. The newest are answered first, up to
-    `max_batch` at once. A batch that fails waits again, with exponential back-off, for as long as there is room.
-
-    Args:
-        annotator: what annotates the frames; it is used in the thread alone.
-        max_pending: requests that may wait.
-        max_batch: frames that are annotated at once.
-    """
-
-    def __init__(self, annotator: Annotator, max_pending: int = 64, max_batch: int = 16):
-        if max_pending < 1 or max_batch < 1:
-            raise ValueError(f"max_pending and max_batch must be at least 1, got {max_pending} and {max_batch}")
-        self.annotator, self.max_pending, self.max_batch = annotator, max_pending, max_batch
-        self._pending: OrderedDict[Hashable, tuple[Request, float]] = OrderedDict()  # with the time of the request
-        self._finished: dict[Hashable, Annotation] = {}
-        self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
-        self._closed = False
-        self._backoff = Backoff()
-        self._start = time.monotonic()
-        self._annotations = self._failures = self._drops = 0
-        self._waited = 0.0  # seconds, by all annotated frames together
-
-    def request(self, requests: Sequence[Request]) -> None:
-        """Asks for annotations, without waiting; frames are copied."""
-        now = time.monotonic()
-        with self._changed:
-            for request in requests:
-                self._pending[request.key] = replace(request, frame=request.frame.copy()), now
-            self._drop_oldest()
-            if self._thread is None:
-                # A daemon: a call that never ends must not keep the program from ending. But one that can end should:
-                # a thread inside of PyTorch's C++ when Python goes down takes it along with an abort.
-                self._thread = threading.Thread(target=self._work, name="annotator", daemon=True)
-                self._thread.start()
-                atexit.register(self.close)
-            self._changed.notify()
-
-    def finished(self) -> dict[Hashable, Annotation]:
-        """Hands over what was annotated since the last call, by key, without waiting."""
-        with self._changed:
-            finished, self._finished = self._finished, {}
-        return finished
-
-    def statistics(self) -> dict[str, float]:
-        """Counts since construction, and those of the annotator.
-
-        `annotations` and `annotations_per_second`; `age_seconds`, from request to answer on average; `failures`,
-        calls that raised an exception; `drops`, requests that were pushed out; `pending`, those that wait now.
-        """
-        with self._changed:
-            return _statistics_of(self.annotator) | {
-                "annotations": self._annotations,
-                "annotations_per_second": self._annotations / max(time.monotonic() - self._start, 1e-9),
-                "age_seconds": self._waited / max(self._annotations, 1),
-                "failures": self._failures,
-                "drops": self._drops,
-                "pending": len(self._pending),
-            }
-
-    def close(self, timeout: float = 10.0) -> None:
-        """Ends the thread, waiting at most `timeout` seconds for a call under way; what is pending is forgotten."""
-        atexit.unregister(self.close)
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-        if self._thread is not None:
-            self._thread.join(timeout)
-
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._pending)
-                self._changed.wait_for(lambda: self._closed, self._backoff.remaining)
-                if self._closed:
-                    return
-                batch = dict(self._pending.popitem() for _ in range(min(self.max_batch, len(self._pending))))
-            try:
-                annotations = _annotate(self.annotator, [request for request, _ in batch.values()])
-            except Exception as error:
-                # Whatever it is, training goes on: said, counted and tried again.
-                logger.warning("annotating failed and will be tried again: %s", error, exc_info=_unexpected(error))
-                with self._changed:
-                    self._failures += 1
-                    self._backoff.failed()
-                    # The batch is newest first: this puts it back in order, before what came in the meantime.
-                    for key, waiting in batch.items():
-                        self._pending.setdefault(key, waiting)
-                        self._pending.move_to_end(key, last=False)
-                    self._drop_oldest()
-                continue
-            now = time.monotonic()
-            with self._changed:
-                self._backoff.succeeded()
-                self._finished |= annotations
-                self._annotations += len(annotations)
-                self._waited += sum(now - batch[key][1] for key in annotations)
-
-    def _drop_oldest(self) -> None:
-        while len(self._pending) > self.max_pending:
-            self._pending.popitem(last=False)
-            self._drops += 1
-
-
-def _unexpected(error: Exception) -> bool:
-    return not isinstance(error, AnnotatorUnavailable)
-
-
-def _annotate(annotator: Annotator, requests: Sequence[Request]) -> dict[Hashable, Annotation]:
-    # The indices stand for frame steps, so that answers are matched by what they say, not by their position.
-    annotations = annotator.annotate([request.frame for request in requests], range(len(requests)))
-    asked = [(requests[annotation.frame_step], annotation) for annotation in annotations]
-    return {request.key: replace(annotation, frame_step=request.frame_step) for request, annotation in asked}
-
-
-def _statistics_of(annotator: Annotator) -> dict[str, float]:
+def statistics_of(annotator: Annotator) -> dict[str, float]:
+    """What an annotator counts, if it does."""
     return annotator.statistics() if hasattr(annotator, "statistics") else {}

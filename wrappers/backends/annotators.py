@@ -15,12 +15,13 @@ from wrappers.backends.annotation import (
     MAX_OBJECTS,
     Annotation,
     Annotator,
-    CachedAnnotator,
     SceneObject,
     patch_probabilities,
     relevance_map,
 )
-from wrappers.backends.captioners import Captioner, Description, embedded_model, make_captioner
+from wrappers.backends.cache import CachedAnnotator
+from wrappers.backends.captioners import Captioner, Description, embedded_model, make_captioner, split_server
+from wrappers.backends.servers import check_base_url
 from wrappers.errors import UserError
 
 if TYPE_CHECKING:
@@ -111,6 +112,8 @@ def check_annotator(spec: str) -> None:
             f"unknown annotator {spec!r}: expected none, simulator, embedded, transformers:<name or folder> or "
             "openai:<base url>#<model>"
         )
+    if spec.startswith("openai:"):
+        check_base_url(split_server(spec)[0])
 
 
 def check_grid(grid: int | None) -> None:
@@ -127,14 +130,20 @@ def annotation_shape(spec: str, clip: str | None = None, grid: int | None = None
     """
     check_grid(grid)
     clip, grid = _choose_clip(spec, clip, grid)
-    config = _clip_config(clip)
-    own = patches_per_side(config)
+    try:
+        config = _clip_config(clip)
+        own = patches_per_side(config)
+        dim = config["model_cfg"]["embed_dim"] if own else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"CLIP model {clip} cannot be loaded: open_clip_config.json is missing or damaged ({error!r})"
+        ) from error
     if own is None:
         made = make_clip(clip, "cpu", grid)
         return made.dim, made.grid
     if "dense_head" in config:
         _refuse_other_grids(clip, own, grid)
-    return config["model_cfg"]["embed_dim"], own if grid is None else grid
+    return dim, own if grid is None else grid
 
 
 def patches_per_side(config: Mapping[str, Any]) -> int | None:

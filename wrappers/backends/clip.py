@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import open_clip
@@ -19,7 +17,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from wrappers.backends.annotation import fingerprint, patch_probabilities
-from wrappers.backends.dense import DenseHead
+from wrappers.backends.clip_files import load_clip
 from wrappers.errors import UserError
 
 Mode = Literal["clearclip", "maskclip"]
@@ -95,11 +93,10 @@ class ClipGrounding:
         if mode not in get_args(Mode):
             raise UserError(f"unknown mode {mode!r} of dense CLIP features: expected one of {get_args(Mode)}")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        name, pretrained = _check_source(str(model), pretrained)
-        head = _head_sizes(Path(model))
-        self._model = _load(name, pretrained, None if head else grid).to(self.device, dtype)
+        name = str(model)
+        network, self._tokenizer, self._head = load_clip(name, pretrained, grid)
+        self._model = network.eval().requires_grad_(False).to(self.device, dtype)
         self._dtype = dtype
-        self._tokenizer = open_clip.get_tokenizer(name)
         self._templates = tuple(templates)
         preprocessing = open_clip.get_model_preprocess_cfg(self._model)
         size = preprocessing["size"]
@@ -108,7 +105,8 @@ class ClipGrounding:
             255 * torch.tensor(preprocessing[key], device=self.device).view(3, 1, 1) for key in ("mean", "std")
         )
         self._mode = mode
-        self._head = head and _load_head(Path(model), self._model.visual.output_dim, head).to(self.device, dtype)
+        if self._head:
+            self._head.to(self.device, dtype)
         self._dense = self._head or _dense_encoder(self._model.visual, name, mode)
         with torch.inference_mode():
             blank = torch.zeros(1, 3, *self._size, device=self.device, dtype=dtype)
@@ -123,6 +121,8 @@ class ClipGrounding:
         self.grid = rows
         if Path(model).is_dir():
             weights = fingerprint(model)
+        elif name.startswith("hf-hub:"):
+            weights = name
         else:
             weights = f"{name} {fingerprint(pretrained) if Path(str(pretrained)).is_file() else pretrained}"
         self.identity = f"clip {weights} {dtype} {mode} {self.grid} {self._templates}"
@@ -200,67 +200,6 @@ class ClipGrounding:
 
 def _unit(vectors: Tensor) -> np.ndarray:
     return F.normalize(vectors.float(), dim=-1).cpu().numpy()
-
-
-def _check_source(model: str, pretrained: str | None) -> tuple[str, str | None]:
-    """Returns name and weights as open_clip wants them, or says what is wrong before anything is downloaded."""
-    if model.startswith("hf-hub:"):
-        return model, None
-    if Path(model).is_dir():
-        if not (Path(model) / "open_clip_config.json").is_file():
-            raise UserError(f"no CLIP model in {model}: expected open_clip_config.json and a .safetensors file")
-        return f"local-dir:{model}", None
-    if model not in open_clip.list_models():
-        near = ", ".join(difflib.get_close_matches(model, open_clip.list_models(), 3, cutoff=0.3)) or "nothing like it"
-        raise UserError(
-            f"unknown CLIP model {model!r}: neither a folder nor a name that open_clip knows; the nearest are {near}"
-        )
-    tags = open_clip.list_pretrained_tags_by_model(model)
-    if pretrained not in tags and not Path(str(pretrained)).is_file():
-        raise UserError(
-            f"CLIP model {model} has no weights called {pretrained!r}; expected a file or one of {', '.join(tags)}"
-        )
-    return model, pretrained
-
-
-def _load(name: str, pretrained: str | None, grid: int | None) -> nn.Module:
-    try:
-        options = {} if grid is None else _size_for(open_clip.get_model_config(name)["vision_cfg"], grid)
-        # Files are read without running code: safetensors, or torch.load(weights_only=True).
-        model = open_clip.create_model(name, pretrained, require_pretrained=True, weights_only=True, **options)
-    except Exception as error:  # each format and each way of getting a file has exceptions of its own
-        raise UserError(
-            f"the weights of CLIP model {name}{':' + pretrained if pretrained else ''} cannot be loaded ({error}); "
-            "a download needs a network once (afterwards HF_HUB_OFFLINE=1 works), a folder with open_clip_config.json "
-            "and safetensors weights needs none, nor does annotator 'embedded'"
-        ) from error
-    return model.eval().requires_grad_(False)
-
-
-def _size_for(vision: Mapping[str, Any], grid: int) -> dict[str, int]:
-    """Which size of image lets a plain vision transformer see so many patches per side; nothing for other towers."""
-    return {"force_image_size": grid * vision["patch_size"]} if "patch_size" in vision else {}
-
-
-def _head_sizes(folder: Path) -> dict[str, int] | None:
-    """What `open_clip_config.json` says of a dense head, which open_clip knows nothing of."""
-    config = folder / "open_clip_config.json"
-    if not config.is_file():
-        return None
-    try:
-        return json.loads(config.read_text()).get("dense_head")
-    except ValueError:
-        return None  # open_clip, which reads it too, says what is wrong
-
-
-def _load_head(folder: Path, dim: int, sizes: Mapping[str, int]) -> DenseHead:
-    try:
-        return DenseHead.load(folder, dim, sizes["width"])
-    except Exception as error:  # a file can be missing or damaged in many ways
-        raise UserError(
-            f"the dense head of the CLIP model in {folder} cannot be loaded ({error}); `semore-bench train-guidance` "
-            "makes the embedded models anew"
-        ) from error
 
 
 def _dense_encoder(visual: nn.Module, name: str, mode: Mode) -> Callable[[Tensor], Tensor]:

@@ -8,7 +8,8 @@ from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
-from wrappers.backends.annotation import Annotation, Annotator, Request
+from wrappers.backends.annotation import Annotation, Annotator
+from wrappers.backends.queues import Request
 from wrappers.captions import (
     REQUESTS,
     CaptionTrack,
