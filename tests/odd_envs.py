@@ -1,5 +1,6 @@
 """Environments of every kind of picture, action and info: `tests.odd_envs:Odd-v0` with what `Odd` says."""
 
+import threading
 from typing import Any
 
 import gymnasium as gym
@@ -39,11 +40,13 @@ ACTIONS: dict[str, spaces.Space] = {
     "multi-discrete": spaces.MultiDiscrete([3, 2]),
 }
 
+LOCK, UNNAMED = threading.Lock(), lambda: None
+
 INFOS: dict[str, Any] = {
     "nothing": lambda step: {},
     "dict": lambda step: {"rewards": {"speed": 1.0, "deeper": {"still": step}}},
     "growing": lambda step: {"path": np.zeros(step), "names": ["a"] * step},
-    "unpicklable": lambda step: {"function": lambda: step, "generator": (number for number in range(3))},
+    "unpicklable": lambda step: {"lock": LOCK, "function": UNNAMED},
     "final": lambda step: {"final_info": {"episode": {"r": 1.0}}, "final_obs": {"rgb": np.zeros(3)}},
     "none": lambda step: {"success": None},
     "bool": lambda step: {"success": step >= 3},
