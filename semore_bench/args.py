@@ -26,6 +26,11 @@ class CommonArgs:
     strides 2,2,1,1, MLPs of 256, batch 64; auto: lite where --image-size is at most 64"""
     image_size: int | None = None
     """height and width of the frames in pixels (reference 84, lite 64)"""
+    pixel_source: Literal["observation", "render"] | None = None
+    """where pixels come from: a picture in the observation, or what the environment draws (default: the first of these
+    that there is)"""
+    pixel_key: str | None = None
+    """the picture's key, where the observation has several"""
     frame_stack: int = 3
     """frames that the agent sees at once"""
     num_envs: int = 1
@@ -113,6 +118,9 @@ class CommonArgs:
             raise UserError(f"--batch-size must be at least 2, got {self.batch_size}")
         if not self.cuda:
             self.device = "cpu"
+        asked_for = self.annotator not in ("none", type(self).annotator)
+        if asked_for and self.env_config().annotator == "none":
+            raise UserError(f"this agent uses no annotations: leave --annotator {self.annotator} out")
 
     @property
     def guidance(self) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """From an environment id to wrapped environments, in this process or in workers."""
 
 import contextlib
-import ctypes.util
 import importlib.util
 import multiprocessing
 import os
@@ -30,7 +29,7 @@ from wrappers import (
 )
 from wrappers.action_repeat import success_of
 from wrappers.backends.annotation import Annotation, Annotator
-from wrappers.backends.opengl import preload_triton
+from wrappers.backends.opengl import preload_triton, without_display
 from wrappers.errors import UserError
 
 META_WORLD = "Meta-World/"
@@ -61,7 +60,8 @@ class EnvConfig:
     `clip`, `annotation_cache` and, as `grid`, `annotation_grid`. `caption_mode`: see `CaptionObservation`; auto is
     "sync" for the simulator and for annotators that look into the environment, "pipelined" for the embedded models and
     "async" for others. `quality`: MuJoCo rendering, see `PixelObservation`. `camera`: camera id or name, None for the
-    environment's usual one. `text`: put the caption into the observation. `state`: observe what the environment itself
+    environment's usual one. `pixel_source` and `pixel_key`: where pixels come from, see `PixelObservation`; None where
+    it finds them itself. `text`: put the caption into the observation. `state`: observe what the environment itself
     does, flattened, as "state" and nothing else; nothing is rendered. `true_things`: observe, as "state" beside the
     pixels, the numbers of `semore_bench.things.moments` of the simulator's own class maps (privileged).
     """
@@ -78,6 +78,8 @@ class EnvConfig:
     caption_mode: Literal["auto", "sync", "pipelined", "async"] = "auto"
     quality: Literal["fast", "reference"] = "fast"
     camera: int | str | None = None
+    pixel_source: Literal["observation", "render"] | None = None
+    pixel_key: str | None = None
     text: bool = False
     state: bool = False
     true_things: bool = False
@@ -108,7 +110,14 @@ def _wrap(env: gym.Env, env_id: str, config: EnvConfig) -> gym.Env:
     env = ActionRepeat(env, config.action_repeat)
     if config.state:
         return _state_observation(env, env_id)
-    env = PixelObservation(env, size=config.image_size, camera=config.camera, quality=config.quality)
+    env = PixelObservation(
+        env,
+        size=config.image_size,
+        camera=config.camera,
+        quality=config.quality,
+        source=config.pixel_source or "auto",
+        key=config.pixel_key,
+    )
     if config.flow is not None:
         env = OpticalFlowObservation(env, estimator=config.flow)
     if config.true_things:
@@ -187,21 +196,12 @@ def _make_base(env_id: str) -> gym.Env:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without a display and a choice of backend, MuJoCo tries GLFW when imported, and complains; our renderer chooses
-    for itself later. Shimmy's spaces make NumPy complain of infinite bounds."""
+    """Makes what needs a display do without, and Shimmy's spaces make NumPy complain of infinite bounds."""
     preload_triton()  # before dm_control loads Mesa: the other way round it crashes
-    backend = "egl" if ctypes.util.find_library("EGL") else "osmesa" if ctypes.util.find_library("OSMesa") else None
-    chosen = "MUJOCO_GL" in os.environ or backend is None or sys.platform != "linux" or "DISPLAY" in os.environ
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), without_display():
         warnings.filterwarnings("ignore", "overflow encountered in cast", RuntimeWarning)
         warnings.filterwarnings("ignore", ".*not in the possible render_modes")
-        if not chosen:
-            os.environ["MUJOCO_GL"] = backend
-        try:
-            yield
-        finally:
-            if not chosen:
-                del os.environ["MUJOCO_GL"]
+        yield
 
 
 def _make_registered(env_id: str) -> gym.Env:
@@ -219,6 +219,13 @@ def _make_registered(env_id: str) -> gym.Env:
                 f"unknown environment id {env_id!r}; the nearest are {near}; `semore-bench list envs` shows all"
             ) from None
         raise UserError(f"{env_id} needs a package that is missing: {error}") from None
+    except Exception as error:
+        if type(error).__name__ != "NoSuchDisplayException":  # of pyglet, which is not ours to import
+            raise
+        raise UserError(
+            f"{env_id} draws with pyglet, which found neither a display nor EGL; on Debian or Ubuntu: "
+            "apt install libegl1 libgl1-mesa-dri"
+        ) from None
 
 
 def _make_rendered(env_id: str) -> gym.Env:
@@ -386,6 +393,13 @@ class _Envs(AsyncVectorEnv):
                 raise
 
 
+def vector_env(env_id: str, config: EnvConfig, num_envs: int, autoreset_mode: AutoresetMode) -> AsyncVectorEnv:
+    """Environments as `make_env` makes them, each in a spawned process; observations are valid until the next step."""
+    makers = [_Maker(env_id, config, index) for index in range(num_envs)]
+    with _main_module_hidden(), _signals_held():
+        return _Envs(makers, context="spawn", shared_memory=True, copy=False, autoreset_mode=autoreset_mode)
+
+
 class Workers:
     """Environments in spawned worker processes: `send` actions, do something else, `receive` what came of them.
 
@@ -405,11 +419,7 @@ class Workers:
                 f"{config.annotator} would be loaded by each of {num_envs} environments: serve it (`transformers "
                 "serve`, vLLM, ...) and type --annotator openai:<base url>#<model>, or use one environment"
             )
-        makers = [_Maker(env_id, config, index) for index in range(num_envs)]
-        with _main_module_hidden(), _signals_held():
-            self._envs = _Envs(
-                makers, context="spawn", shared_memory=True, copy=False, autoreset_mode=AutoresetMode.DISABLED
-            )
+        self._envs = vector_env(env_id, config, num_envs, AutoresetMode.DISABLED)
         self.observation_space: spaces.Dict = self._envs.single_observation_space
         self.action_space: spaces.Space = self._envs.single_action_space
         self._actions: np.ndarray | None = None

@@ -190,7 +190,8 @@ class Run:
         )
 
     def _env_config(self) -> EnvConfig:
-        config = self.args.env_config()
+        pixels = {"pixel_source": self.args.pixel_source, "pixel_key": self.args.pixel_key}
+        config = dataclasses.replace(self.args.env_config(), **pixels)
         # What was annotated once is not asked for again, least of all when the run goes on after a crash.
         return dataclasses.replace(config, annotation_cache=config.annotation_cache or self.directory / "annotations")
 

@@ -28,6 +28,8 @@ def view(
     seed: int = 0,
     image_size: int = EnvConfig.image_size,
     action_repeat: int = EnvConfig.action_repeat,
+    pixel_source: Literal["observation", "render"] | None = None,
+    pixel_key: str | None = None,
     flow: Literal["dis", "farneback", "simulator", "none"] = "dis",
     annotator: str = "none",
     annotate_every: int = EnvConfig.annotate_every,
@@ -44,6 +46,8 @@ def view(
         seed: Decides the episodes and the actions.
         image_size: Height and width of the observation in pixels.
         action_repeat: Simulator steps per agent step.
+        pixel_source: Where pixels come from, see an agent's `--help`.
+        pixel_key: The picture's key, where the observation has several.
         flow: Optical flow estimator.
         annotator: Who writes captions and marks what is relevant: none, simulator, embedded,
             transformers:<model or folder> or openai:<base url>#<model>.
@@ -61,6 +65,8 @@ def view(
     config = EnvConfig(
         image_size=image_size,
         action_repeat=action_repeat,
+        pixel_source=pixel_source,
+        pixel_key=pixel_key,
         flow=None if flow == "none" else flow,
         annotator=annotator,
         annotate_every=annotate_every,

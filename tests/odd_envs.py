@@ -1,5 +1,6 @@
 """Environments of every kind of picture, action and info: `tests.odd_envs:Odd-v0` with what `Odd` says."""
 
+import threading
 from typing import Any
 
 import gymnasium as gym
@@ -39,11 +40,13 @@ ACTIONS: dict[str, spaces.Space] = {
     "multi-discrete": spaces.MultiDiscrete([3, 2]),
 }
 
+LOCK, UNNAMED = threading.Lock(), lambda: None
+
 INFOS: dict[str, Any] = {
     "nothing": lambda step: {},
     "dict": lambda step: {"rewards": {"speed": 1.0, "deeper": {"still": step}}},
     "growing": lambda step: {"path": np.zeros(step), "names": ["a"] * step},
-    "unpicklable": lambda step: {"function": lambda: step, "generator": (number for number in range(3))},
+    "unpicklable": lambda step: {"lock": LOCK, "function": UNNAMED},
     "final": lambda step: {"final_info": {"episode": {"r": 1.0}}, "final_obs": {"rgb": np.zeros(3)}},
     "none": lambda step: {"success": None},
     "bool": lambda step: {"success": step >= 3},
@@ -61,7 +64,7 @@ INFOS["everything"] = lambda step: KINDS[step % len(KINDS)](step)
 class Odd(gym.Env):
     """A square that moves over a picture of `picture` kind, under actions and with infos of the kinds named.
 
-    It takes seeds that fit in an int32 alone, options that are None alone, and actions of its own space alone.
+    It takes seeds that fit in an int32 alone, and actions of its own space alone; it remembers options and actions.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
@@ -73,8 +76,8 @@ class Odd(gym.Env):
         self.taken = []
 
     def reset(self, *, seed=None, options=None):
-        assert options is None
         np.int32(seed or 0)
+        self.options = options
         super().reset(seed=seed)
         self.count, self.place = 0, self.np_random.integers(0, 30, 2)
         return self._show(self._rgb()), INFOS[self.infos](0)
@@ -117,10 +120,13 @@ class HumanAlone(Odd):
         super().__init__()
 
 
-gym.register("Odd-v0", Odd)
-gym.register("OddNoRenderMode-v0", NoRenderMode)
-gym.register("OddHumanAlone-v0", HumanAlone)
-for number, name in enumerate(INFOS):
-    gym.register(f"OddInfo{number}-v0", Odd, kwargs={"infos": name})
-for number, name in enumerate(ACTIONS):
-    gym.register(f"OddAction{number}-v0", Odd, kwargs={"actions": name})
+IDS = {
+    "Odd-v0": (Odd, {}),
+    "OddNoRenderMode-v0": (NoRenderMode, {}),
+    "OddHumanAlone-v0": (HumanAlone, {}),
+    **{f"OddPicture{number}-v0": (Odd, {"picture": name}) for number, name in enumerate(PICTURES)},
+    **{f"OddAction{number}-v0": (Odd, {"actions": name}) for number, name in enumerate(ACTIONS)},
+    **{f"OddInfo{number}-v0": (Odd, {"infos": name}) for number, name in enumerate(INFOS)},
+}
+for name, (kind, settings) in IDS.items():
+    gym.register(name, f"{kind.__module__}:{kind.__name__}", kwargs=settings)

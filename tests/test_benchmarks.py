@@ -52,6 +52,19 @@ def test_flow_and_captions_are_compared_with_rgb(capsys):
     assert len(re.findall(r"\d\.\d\d \(\d\.\d\d-\d\.\d\d\)", row)) == 2
 
 
+def test_frames_per_second_of_environments(capsys):
+    """Discrete actions too; the annotator is left out where it cannot be had."""
+    short = "--image-size 36 --blocks 2 --seconds 0.05".split()
+    discrete = "--env-ids tests.toy_env:ToyDiscrete-v0 --annotator none --num-envs 1 2".split()
+    assert not run(["benchmark", "envs", *short, *discrete])
+    rows = [line for line in capsys.readouterr().out.splitlines() if "ToyDiscrete" in line]
+    assert [len(re.findall(r"\d+ \(\d+-\d+\)", row)) for row in rows] == [2, 2]
+    captions = "--env-ids dm_control/cartpole-swingup-v0 --annotator simulator --num-envs 1".split()
+    assert not run(["benchmark", "envs", *short, *captions])
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "cartpole" in line]
+    assert len(re.findall(r"\d+ \(\d+-\d+\)", row)) == 3
+
+
 def test_training_goes_on_beside_a_slow_captioner(monkeypatch, trained):
     """With its real server and client; what the captions say is found in the replay of the run."""
     monkeypatch.setattr(guidance, "SLOW_SECONDS", 0.2)
@@ -115,6 +128,7 @@ def test_an_official_update_takes_turns_with_ours(tmp_path, capsys):
         ("agents --against tdmpc2 /nowhere", "expected drqv2-official"),
         ("agents --blocks 0", "at least 1"),
         ("guidance --block-steps 0", "at least 1"),
+        ("envs --num-envs 1 0", "at least 1"),
     ],
 )
 def test_mistakes_are_explained(words, said, capsys):

@@ -134,6 +134,15 @@ def test_what_an_environment_says_in_info_stays_in_its_worker(name):
     envs.close()
 
 
+@pytest.mark.parametrize(
+    ("options", "passed"), [({}, None), (None, None), ({"actions": [[]]}, None), ({"a": 1}, {"a": 1})]
+)
+def test_options_are_none_where_there_are_none(options, passed):
+    env = _Maker("tests.odd_envs:Odd-v0", ODD, 0)()
+    env.reset(seed=0, options=options)
+    assert env.unwrapped.options == passed
+
+
 def test_workers_step_whatever_the_infos_are():
     config = replace(ODD, action_repeat=1)
     number = list(odd_envs.INFOS).index("everything")
@@ -212,6 +221,14 @@ def test_a_constructor_that_knows_no_rgb_array(name):
     env = make_env(f"tests.odd_envs:{name}", ODD)
     assert env.reset(seed=0)[0]["rgb"].mean() > 30
     env.close()
+
+
+def test_where_pixels_come_from_can_be_chosen():
+    symbols = make_env("MiniGrid-Empty-5x5-v0", replace(ODD, pixel_key="image"))
+    assert symbols.reset(seed=0)[0]["rgb"].max() < 20
+    drawn = make_env("tests.odd_envs:Odd-v0", replace(ODD, pixel_source="render"))
+    drawn.unwrapped.render = lambda: np.full((40, 40, 3), 7, np.uint8)
+    assert (drawn.reset(seed=0)[0]["rgb"] == 7).all()
 
 
 def test_an_annotator_that_looks_into_the_environment_is_waited_for():

@@ -10,6 +10,7 @@ import torch
 from semore_bench.listing import agents
 from semore_bench.runs import Run
 from tests.test_runs import TOY, agent_step, assert_same, call
+from wrappers.errors import UserError
 
 SHORT = {"total_env_steps": 240, "eval_every": 160, "eval_episodes": 1}
 assert SHORT["total_env_steps"] / TOY["action_repeat"] > 2 * TOY["checkpoint_every"]
@@ -50,6 +51,19 @@ def test_agent_learns_evaluates_and_survives_a_crash(name, tmp_path, trained, mo
     assert agent_step(tmp_path / "crashed") == 60
     call(module, tmp_path / "crashed", **settings)
     assert_same(tmp_path / "crashed", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", agents())
+def test_an_annotator_that_nobody_would_listen_to_is_refused(name):
+    module = importlib.import_module(f"agents.{name}")
+    args = module.Args(annotator="simulator")
+    if name == "semore_sac":
+        args.resolve()
+        assert args.env_config().annotator == "simulator"
+        module.Args(semantic=False, motion=False).resolve()  # its own default is nobody's mistake
+        return
+    with pytest.raises(UserError, match="uses no annotations: leave --annotator simulator out"):
+        args.resolve()
 
 
 @pytest.mark.parametrize(

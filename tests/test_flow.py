@@ -1,5 +1,8 @@
 """Optical flow: estimators against known motion, the simulator's flow against analysis, and the wrapper around them."""
 
+import copy
+import pickle
+
 import cv2
 import gymnasium as gym
 import mujoco
@@ -327,15 +330,41 @@ def test_estimator_sees_consecutive_frames_of_one_episode():
     assert estimator.calls == ["Pictures", *episode, *episode]
 
 
-def test_flow_is_clipped_to_a_bound_that_scales_with_the_height():
+def test_flow_is_clipped_to_a_bound_that_scales_with_each_side():
     env = OpticalFlowObservation(Pictures(), Recorder(flow=1e9))
     env.reset()
     flow = env.step(0)[0]["flow"]
-    assert env.bound == 4.0
-    assert np.all(flow == 4.0)
+    wide = np.float32(8 * 60 / 84)
+    assert env.bound == wide
+    assert np.all(flow[..., 0] == wide)
+    assert np.all(flow[..., 1] == 4.0)
     assert flow.dtype == np.float32
-    assert env.observation_space["flow"] == spaces.Box(-4.0, 4.0, (42, 60, 2), np.float32)
+    highest = np.broadcast_to(np.float32([wide, 4.0]), (42, 60, 2))
+    assert env.observation_space["flow"] == spaces.Box(-highest, highest, dtype=np.float32)
+    assert decode_flow(encode_flow(flow, env.bound), env.bound) == pytest.approx(flow, abs=env.bound / 254 + 1e-6)
     assert OpticalFlowObservation(Pictures(), bound=2.5).bound == 2.5
+
+
+def test_a_step_before_the_reset_is_explained():
+    with pytest.raises(gym.error.ResetNeeded, match="before reset"):
+        OpticalFlowObservation(Pictures()).step(0)
+
+
+@pytest.mark.parametrize("estimator", ["dis", "farneback", "simulator"])
+@pytest.mark.parametrize("make_copy", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
+def test_what_is_wrapped_can_be_copied(estimator, make_copy):
+    env = OpticalFlowObservation(PixelObservation(gym.make("HalfCheetah-v5"), 32), estimator)
+    env.reset(seed=0)
+    copied = make_copy(env)
+    action = env.action_space.sample()
+    for one in (env, copied):
+        one.reset(seed=1)
+    seen, again = env.step(action)[0], copied.step(action)[0]
+    assert seen["flow"].any()
+    assert all(np.array_equal(seen[key], again[key]) for key in seen)
+    copied.close()
+    assert np.array_equal(env.reset(seed=1)[0]["rgb"].shape, (32, 32, 3))
+    env.close()
 
 
 def test_a_plain_function_is_an_estimator():

@@ -6,6 +6,7 @@ import sys
 
 import cv2
 import gymnasium as gym
+import minigrid  # noqa: F401  (registers its ids)
 import numpy as np
 import pytest
 import shimmy  # noqa: F401  (registers dm_control's ids)
@@ -13,6 +14,7 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
+from tests import odd_envs
 from wrappers import ActionRepeat, OpticalFlowObservation, PixelObservation, UserError
 
 
@@ -92,10 +94,106 @@ def test_grey_image_becomes_rgb(shape):
 )
 def test_image_in_a_dict(names, chosen):
     state = {"state": spaces.Box(-1, 1, (5,), np.float32), "mask": spaces.Box(0, 1, (84, 84), np.float32)}
+    state |= {"board": image(7, 7, 3), "depth": image(84, 84, 1)}
     env = ImageEnv(spaces.Dict({**{name: image(84, 84, 3) for name in names}, **state}))
     observation, _ = PixelObservation(env).reset(seed=0)
     assert set(observation) == {"rgb"}  # the state does not leak
     assert np.array_equal(observation["rgb"], env.last[chosen])
+
+
+@pytest.mark.parametrize("kind", odd_envs.PICTURES)
+def test_pictures_of_every_kind_become_rgb(kind):
+    env = odd_envs.Odd(kind)
+    expected_channels = [0, 0, 0] if "grey" in kind else [0, 1, 2]
+    pixels = PixelObservation(env, (40, 48))
+    for see in (lambda: pixels.reset(seed=0), lambda: pixels.step(np.zeros(2, np.float32))):
+        observation = see()[0]
+        assert observation in pixels.observation_space
+        assert np.array_equal(observation["rgb"], env.render()[..., expected_channels])
+
+
+@pytest.mark.parametrize("kind", odd_envs.PICTURES)
+def test_rendered_pictures_of_every_kind_become_rgb(kind):
+    """Of floats, those to 255 are ambiguous: render() has no space that says so."""
+
+    class Drawn(odd_envs.Odd):
+        def render(self):
+            return odd_envs.PICTURES[kind][1](self._rgb())
+
+    env = Drawn(render_mode="rgb_array")
+    pixels = PixelObservation(env, (40, 48), source="render")
+    if kind == "float-255":
+        with pytest.raises(UserError, match="float32 from 2.0 to 250.0: expected 0 to 1"):
+            pixels.reset(seed=0)
+        return
+    rgb = pixels.reset(seed=0)[0]["rgb"]
+    assert np.array_equal(rgb, env._rgb()[..., [0, 0, 0] if "grey" in kind else [0, 1, 2]])
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (None, "None"),
+        (np.zeros((3, 40, 40, 3), np.uint8), "uint8 \\("),
+        (np.full((40, 40, 3), np.nan), "from nan"),
+        (np.full((40, 40, 3), 300), "from 300 to 300: expected 0 to 255"),
+        (np.zeros((40, 40, 2), np.uint8), "uint8 \\("),
+        (np.zeros((40, 40, 3), bool), "bool \\("),
+    ],
+)
+def test_what_is_drawn_and_is_no_picture_is_explained(picture, message):
+    class Drawn(odd_envs.Odd):
+        def render(self):
+            return picture
+
+    with pytest.raises(UserError, match=rf"render\(\) of Drawn gave .*{message}") as failure:
+        PixelObservation(Drawn(render_mode="rgb_array"), source="render").reset(seed=0)
+    assert "\n" not in str(failure.value)
+
+
+def test_what_is_not_as_its_space_says_is_understood_or_explained():
+    class Loose(ImageEnv):
+        def reset(self, *, seed=None, options=None):
+            return self.given, {}
+
+    env = Loose(image(40, 40, 3))
+    for white, given in ((255, [[[255] * 3] * 40] * 40), (255, np.ones((40, 40, 3))), (0, np.zeros((40, 40, 3)))):
+        env.given = given
+        assert (PixelObservation(env).reset()[0]["rgb"] == white).all()
+    for given in (None, np.full((40, 40, 3), 2.0)):
+        env.given = given
+        with pytest.raises(UserError, match="the observation gave"):
+            PixelObservation(env).reset()
+
+
+def test_a_board_of_symbols_is_drawn_unless_it_is_asked_for():
+    env = gym.make("MiniGrid-Empty-5x5-v0", render_mode="rgb_array")
+    drawn, asked = PixelObservation(env, 64), PixelObservation(env, 64, source="observation")
+    rgb = drawn.reset(seed=0)[0]["rgb"]
+    assert np.array_equal(rgb, cv2.resize(env.render(), (64, 64), interpolation=cv2.INTER_AREA))
+    assert rgb.max() > 200
+    assert asked.reset(seed=0)[0]["rgb"].max() < 20
+
+
+def test_sources_and_keys():
+    views = {"front": image(40, 40, 3), "wrist": spaces.Box(0, 1, (40, 40, 3), np.float32)}
+    env = ImageEnv(spaces.Dict(cameras=spaces.Dict(views), depth=image(40, 40)))
+    for key, picture in (
+        ("cameras/front", lambda seen: seen["cameras"]["front"]),
+        ("depth", lambda seen: seen["depth"]),
+    ):
+        rgb = PixelObservation(env, 40, key=key).reset(seed=0)[0]["rgb"]
+        assert np.array_equal(rgb[..., 0], picture(env.last).reshape(40, 40, -1)[..., 0])
+    grey = ImageEnv(spaces.Dict(grey=image(40, 40), colour=image(40, 40, 3)))
+    assert np.array_equal(PixelObservation(grey, 40).reset(seed=0)[0]["rgb"], grey.last["colour"])
+
+
+def test_a_float_picture_comes_before_depth():
+    space = spaces.Dict(depth=image(40, 40), rgb=spaces.Box(0, 1, (40, 40, 3), np.float32))
+    env = ImageEnv(space)
+    pixels = PixelObservation(env, 40)
+    env.reset = lambda **_: ({"depth": np.zeros((40, 40), np.uint8), "rgb": np.full((40, 40, 3), 0.2, np.float32)}, {})
+    assert (pixels.reset()[0]["rgb"] == 51).all()
 
 
 def test_rendered_environment():
@@ -149,8 +247,8 @@ def test_image_in_the_observation_comes_before_the_simulation_unless_a_camera_is
         (lambda: PixelObservation(ImageEnv(spaces.Box(0, 1, (3,)))), r"ImageEnv has no image.*\(of \[\]\)"),
         (lambda: PixelObservation(gym.make("Reacher-v5"), renderer="native"), "render_mode='rgb_array'"),
         (
-            lambda: PixelObservation(ImageEnv(spaces.Dict(a=image(8, 8), b=image(8, 8)))),
-            r"several images, \['a', 'b'\]",
+            lambda: PixelObservation(ImageEnv(spaces.Dict(a=image(40, 40), b=image(40, 40)))),
+            r"several images, \['a', 'b'\].*key=",
         ),
         (lambda: PixelObservation(ImageEnv(image(8, 8)), camera=0), "camera=0 needs a MuJoCo"),
         (lambda: PixelObservation(gym.make("Reacher-v5"), camera="moon"), "no camera 'moon'"),
@@ -159,6 +257,25 @@ def test_image_in_the_observation_comes_before_the_simulation_unless_a_camera_is
         (lambda: PixelObservation(ImageEnv(image(8, 8)), (8, 8, 3)), "size must be"),
         (lambda: PixelObservation(ImageEnv(image(8, 8)), 84.0), "size must be"),
         (lambda: PixelObservation(ImageEnv(image(8, 8)), renderer="fast"), "unknown renderer 'fast'"),
+        (lambda: PixelObservation(ImageEnv(image(40, 40)), source="screen"), "unknown source 'screen'"),
+        (lambda: PixelObservation(ImageEnv(image(40, 40)), source="render", key="rgb"), "choose"),
+        (lambda: PixelObservation(gym.make("Reacher-v5"), source="observation", camera=0), "choose"),
+        (lambda: PixelObservation(gym.make("Reacher-v5"), source="observation"), "no image.*leave source='obs"),
+        (lambda: PixelObservation(ImageEnv(spaces.Dict(a=image(40, 40))), key="b"), r"no observation 'b'.*\['a'\]"),
+        (lambda: PixelObservation(ImageEnv(spaces.Dict(a=spaces.Discrete(2))), key="a"), "'a' is no picture.*Discrete"),
+        *(
+            (lambda space=space: PixelObservation(ImageEnv(spaces.Dict(view=space))), f"'view' .*{message}")
+            for space, message in (
+                (image(7, 7, 3), r"uint8 \(7, 7, 3\).*symbols.*source='observation'"),
+                (image(4, 84, 84), "stack of frames.*after PixelObservation"),
+                (image(3, 84, 84, 3), "stack of frames"),
+                (image(84, 84, 9), r"expected \(H, W, 3\)"),
+                (spaces.Box(-1, 1, (84, 84, 3), np.float32), "from -1 to 1, expected 0 to 255"),
+                (spaces.Box(0, np.inf, (84, 84, 3), np.float32), "from 0 to inf"),
+                (spaces.Box(0, 9, (84, 84, 3), np.uint8), "from 0 to 9"),
+            )
+        ),
+        (lambda: PixelObservation(ImageEnv(spaces.Dict(depth=image(84, 84)))), "something else.*key='depth'"),
     ],
 )
 def test_what_is_wrong_is_explained(make, message):

@@ -102,6 +102,7 @@ class CaptionObservation(gym.Wrapper, RecordConstructorArgs):
         self._requests = REQUESTS[self.mode](self.annotator)
         self._track = CaptionTrack(self.annotator, text)
         self._renderer = _own_renderer(env, frame_size)
+        keep_in_array_conversion()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -114,6 +115,8 @@ class CaptionObservation(gym.Wrapper, RecordConstructorArgs):
 
     def step(self, action: Any) -> tuple[dict[str, Any], Any, bool, bool, dict[str, Any]]:
         """Steps the environment and annotates the frame if it is its turn, or asks for that."""
+        if self._track.frame < 0:
+            raise gym.error.ResetNeeded("cannot call step() before reset(): the first frame is annotated there")
         observation, reward, terminated, truncated, info = self.env.step(action)
         observation, info = self._add_annotation(observation, info, is_first=False)
         return observation, reward, terminated, truncated, info
@@ -227,6 +230,20 @@ def check_arguments(space: spaces.Space, every: int, mode: Mode | None) -> None:
         raise UserError(f"every must be a number of agent steps, at least 1, got {every!r}")
     if mode is not None and mode not in REQUESTS:
         raise UserError(f"unknown mode {mode!r}: expected one of {', '.join(REQUESTS)}")
+
+
+def keep_in_array_conversion() -> None:
+    """Lets captions and annotations in `info` pass through Gymnasium's NumpyToTorch and its kin as they are."""
+    try:
+        from gymnasium.wrappers.array_conversion import array_conversion
+    except (ImportError, gym.error.DependencyNotInstalled):  # then these wrappers cannot be used
+        return
+    for kind in (str, Annotation):
+        array_conversion.register(kind, _unchanged)
+
+
+def _unchanged(value: Any, *_: Any, **__: Any) -> Any:
+    return value
 
 
 def default_mode(annotator: str | Annotator) -> Mode:

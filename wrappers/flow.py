@@ -17,10 +17,12 @@ from wrappers.errors import UserError
 class OpticalFlowObservation(gym.Wrapper, RecordConstructorArgs):
     """Adds `flow`, float32 (H, W, 2): how far what is now seen at each pixel moved since the previous frame.
 
-    The unit is pixels per agent step, x to the right, then y down, clipped to ±`bound` (default: 8 pixels at a height
-    of 84, in proportion at others); zeros on the first frame of an episode. `estimator` is "dis" (Kroeger et al. 2016),
+    The unit is pixels per agent step, x to the right, then y down, clipped to ±`bound` (default: 8 pixels in 84, in
+    proportion to the width for x and to the height for y); zeros on the first frame of an episode. The attribute
+    `bound` is the larger of the two. `estimator` is "dis" (Kroeger et al. 2016),
     "farneback" (Farnebäck 2003), "simulator" (the truth, MuJoCo only) or a `FlowEstimator`. Raises `UserError` where
-    there is no `rgb` observation, and for an estimator that is unknown or does not suit the environment.
+    there is no `rgb` observation, and for an estimator that is unknown or does not suit the environment; `ResetNeeded`
+    from `step` before `reset`.
 
     >>> from wrappers.pixels import PixelObservation
     >>> env = OpticalFlowObservation(PixelObservation(gym.make("CartPole-v1", render_mode="rgb_array")))
@@ -36,14 +38,18 @@ class OpticalFlowObservation(gym.Wrapper, RecordConstructorArgs):
         if not isinstance(space, spaces.Dict) or "rgb" not in space.spaces:
             raise UserError(f"optical flow needs an 'rgb' observation, not {space}: wrap in PixelObservation first")
         height, width, _ = space["rgb"].shape
-        self.bound = float(np.float32(8.0 * height / 84.0 if bound is None else bound))
+        bounds = (8.0 * width / 84.0, 8.0 * height / 84.0) if bound is None else (bound, bound)
+        self._bounds = np.array(bounds, np.float32)
+        self.bound = float(self._bounds.max())
         if not 0.0 < self.bound < np.inf:
             raise UserError(f"the bound of the flow must be a positive number of pixels, not {bound!r}")
-        flow_space = spaces.Box(-self.bound, self.bound, (height, width, 2), np.float32)
+        highest = np.broadcast_to(self._bounds, (height, width, 2))
+        flow_space = spaces.Box(-highest, highest, dtype=np.float32)
         self.observation_space = spaces.Dict({**space.spaces, "flow": flow_space})
         self._estimator = make_estimator(estimator) if isinstance(estimator, str) else estimator
         if hasattr(self._estimator, "attach"):
             self._estimator.attach(env)
+        self._previous: np.ndarray | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -55,10 +61,12 @@ class OpticalFlowObservation(gym.Wrapper, RecordConstructorArgs):
         return observation | {"flow": np.zeros((*self._previous.shape[:2], 2), np.float32)}, info
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], SupportsFloat, bool, bool, dict[str, Any]]:
+        if self._previous is None:
+            raise gym.error.ResetNeeded("cannot call step() before reset(): there is no frame that flow could begin at")
         observation, reward, terminated, truncated, info = self.env.step(action)
         flow = self._estimator(self._previous, observation["rgb"])
         self._previous = observation["rgb"]
-        clipped = np.clip(flow, -self.bound, self.bound).astype(np.float32, copy=False)
+        clipped = np.clip(flow, -self._bounds, self._bounds).astype(np.float32, copy=False)
         return observation | {"flow": clipped}, reward, terminated, truncated, info
 
 

@@ -5,12 +5,15 @@ from typing import Annotated
 import tyro
 
 from semore_bench.benchmarks.agents import Agents
+from semore_bench.benchmarks.envs import Envs
 from semore_bench.benchmarks.guidance import Guidance
 
 
 def benchmark(
     what: Annotated[
-        Annotated[Agents, tyro.conf.subcommand("agents")] | Annotated[Guidance, tyro.conf.subcommand("guidance")],
+        Annotated[Agents, tyro.conf.subcommand("agents")]
+        | Annotated[Envs, tyro.conf.subcommand("envs")]
+        | Annotated[Guidance, tyro.conf.subcommand("guidance")],
         tyro.conf.arg(name=""),
     ],
 ) -> None:

@@ -44,6 +44,9 @@ class DISFlow:
         self._dis.setUseMeanNormalization(False)
         self._dis.setVariationalRefinementIterations(0)
 
+    def __reduce__(self) -> tuple[type, tuple[()]]:  # OpenCV's object cannot be copied, and holds nothing to keep
+        return type(self), ()
+
     def __call__(self, previous_rgb: np.ndarray, current_rgb: np.ndarray) -> np.ndarray:
         previous, current = _grey(previous_rgb), _grey(current_rgb)
         flow = np.zeros((*current.shape, 2), np.float32)
@@ -77,7 +80,7 @@ class SimulatorFlow:
         if self._renderer is None:
             raise UserError(
                 "the flow estimator 'simulator' needs a MuJoCo environment in PixelObservation(renderer='auto'): "
-                "choose 'dis' or 'farneback' for others"
+                "choose 'dis' or 'farneback' for others, and name a camera where an environment draws by itself"
             )
 
     def reset(self) -> None:

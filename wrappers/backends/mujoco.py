@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import copy
+import functools
 import itertools
 import weakref
 from collections import Counter
@@ -48,6 +49,16 @@ Camera = int | str | mujoco.MjvCamera | Viewpoint | None
 METAWORLD_CAMERA = Viewpoint("corner2", position=(0.75, 0.075, 0.7), upside_down=True)
 
 
+GYMNASIUM_DRAWS = "gymnasium.envs.mujoco.mujoco_rendering"
+KNOWN_WAYS = (
+    "gymnasium.core.Env.render",  # none
+    "gymnasium.envs.mujoco.mujoco_env.MujocoEnv.render",
+    "shimmy.dm_control_compatibility.DmControlCompatibilityV0.render",
+)
+PASSIVE_WRAPPERS = ("OrderEnforcing", "PassiveEnvChecker", "RecordVideo")
+"""wrappers that define `render` and show what they were given"""
+
+
 @dataclass(frozen=True)
 class Simulation:
     """The MuJoCo structs behind an environment, looked up anew each time: dm_control may recompile its model."""
@@ -67,11 +78,20 @@ def find_simulation(env: gym.Env) -> Simulation | None:
     """The simulation behind `env` (dm_control, Meta-World, Gymnasium or any other MuJoCo env); None if it has none."""
     base = env.unwrapped
     if isinstance(getattr(base, "model", None), mujoco.MjModel):
-        return Simulation(lambda: (base.model, base.data))
+        return Simulation(functools.partial(_own_structs, base))
     physics = getattr(base, "physics", None)  # dm_control wraps both structs
     if isinstance(getattr(getattr(physics, "model", None), "ptr", None), mujoco.MjModel):
-        return Simulation(lambda: (base.physics.model.ptr, base.physics.data.ptr))
+        return Simulation(functools.partial(_wrapped_structs, base))
     return None
+
+
+# Functions that can be pickled, for environments that can.
+def _own_structs(base: Any) -> tuple[mujoco.MjModel, mujoco.MjData]:
+    return base.model, base.data
+
+
+def _wrapped_structs(base: Any) -> tuple[mujoco.MjModel, mujoco.MjData]:
+    return base.physics.model.ptr, base.physics.data.ptr
 
 
 def default_camera(env: gym.Env) -> Camera:
@@ -79,13 +99,15 @@ def default_camera(env: gym.Env) -> Camera:
 
     Meta-World: `METAWORLD_CAMERA`, unless the env was made with another camera than `corner2`. Gymnasium: the camera
     that the env was made with, else the model's `track`, which keeps the agent in view, else the env's free camera.
-    dm_control: number 0 (quadruped: 2).
+    dm_control: the camera that the env was made with, else number 0 (quadruped: 2).
     """
     base = env.unwrapped
     model = find_simulation(env).model
     chosen = base.mujoco_renderer.camera_id if hasattr(base, "mujoco_renderer") else -1
     if type(base).__module__.startswith("metaworld.") and chosen in (-1, model.camera(METAWORLD_CAMERA.camera).id):
         return METAWORLD_CAMERA
+    if hasattr(base, "render_kwargs"):  # of Shimmy
+        chosen = base.render_kwargs.get("camera_id", -1)
     if chosen != -1:
         return chosen
     if mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, "track") != -1:
@@ -95,6 +117,30 @@ def default_camera(env: gym.Env) -> Camera:
     if type(getattr(base, "task", None)).__module__ == "dm_control.suite.quadruped":
         return 2
     return 0 if model.ncam else None
+
+
+def drawn_by_itself(env: gym.Env) -> str:
+    """What in the way a MuJoCo `env` draws itself our renderer does not know; empty if it knows all of it.
+
+    It knows dm_control's through Shimmy, and that of Gymnasium's `MujocoEnv`, which Meta-World uses. Whoever defines
+    `render` anew has a reason: goals that are moved into place for the picture, a simulation inside, another camera.
+    """
+    layer = env
+    while isinstance(layer, gym.Wrapper):
+        if type(layer).render is not gym.Wrapper.render and type(layer).__name__ not in PASSIVE_WRAPPERS:
+            return f"{type(layer).__name__}.render"
+        layer = layer.env
+    way = type(layer).render
+    known = "render" not in vars(layer) and f"{way.__module__}.{way.__qualname__}" in KNOWN_WAYS
+    drawer = getattr(layer, "mujoco_renderer", None)
+    if not known:
+        return way.__qualname__
+    if drawer is not None and (
+        type(drawer).__module__ != GYMNASIUM_DRAWS or drawer._vopt or drawer.model is not layer.model
+    ):
+        return type(drawer).__name__
+    more = set(getattr(layer, "render_kwargs", ())) - {"height", "width", "camera_id"}
+    return f"render_kwargs {sorted(more)}" if more else ""
 
 
 def _free_camera(model: mujoco.MjModel, settings: dict[str, Any]) -> mujoco.MjvCamera:
@@ -229,6 +275,12 @@ class Renderer:
         self._context: _Context | None = None
         self._finalizer: weakref.finalize | None = None
         self._find_camera(simulation.model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy makes a context of its own when it is used."""
+        made_later = {"_model": None, "_context": None, "_finalizer": None}
+        kept = {name: value for name, value in vars(self).items() if name not in ("_view", "_scene", "_options")}
+        return kept | made_later
 
     def rgb(self) -> np.ndarray:
         """Returns the picture: uint8 (H, W, 3)."""

@@ -6,6 +6,8 @@ would have it draw into the wrong buffers. Hence a thread of our own.
 
 from __future__ import annotations
 
+import ctypes.util
+import functools
 import importlib
 import importlib.util
 import multiprocessing
@@ -13,8 +15,9 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from wrappers.errors import UserError
@@ -99,6 +102,37 @@ def preload_triton() -> None:
         importlib.import_module("triton")
     finally:
         sys.setdlopenflags(flags)
+
+
+def prepare_native() -> None:
+    """To be called before an environment draws by itself: some load Mesa for that, see `preload_triton`."""
+    if not sys.modules.keys().isdisjoint(("mujoco", "OpenGL", "pyglet")):
+        preload_triton()
+
+
+@contextmanager
+def without_display() -> Iterator[None]:
+    """Where there is no display, and nobody chose, lets others than our renderer draw without one.
+
+    MuJoCo and what draws with it would try GLFW, and complain; pyglet, which reads this when it is imported, would want
+    an X server. Afterwards nothing is chosen: our renderer tries what works.
+    """
+    if sys.platform != "linux" or "DISPLAY" in os.environ or (backend := _headless_backend()) is None:
+        yield
+        return
+    chosen = {"MUJOCO_GL": backend} | ({"PYGLET_HEADLESS": "1"} if backend == "egl" else {})
+    chosen = {name: value for name, value in chosen.items() if name not in os.environ}
+    os.environ.update(chosen)
+    try:
+        yield
+    finally:
+        for name in chosen:
+            os.environ.pop(name, None)
+
+
+@functools.cache
+def _headless_backend() -> str | None:
+    return "egl" if ctypes.util.find_library("EGL") else "osmesa" if ctypes.util.find_library("OSMesa") else None
 
 
 def create_context(width: int, height: int, prepare: Callable[[], T]) -> tuple[Any, T]:

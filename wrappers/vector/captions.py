@@ -18,6 +18,7 @@ from wrappers.captions import (
     check_arguments,
     default_mode,
     find_annotator,
+    keep_in_array_conversion,
     track_statistics,
 )
 from wrappers.errors import UserError
@@ -88,6 +89,7 @@ class CaptionObservation(VectorWrapper, RecordConstructorArgs):
         added = annotation_spaces(self.annotator, text)
         self.single_observation_space = spaces.Dict({**env.single_observation_space.spaces, **added})
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+        keep_in_array_conversion()
         self._requests = REQUESTS[self.mode](self.annotator)
         self._tracks = [CaptionTrack(self.annotator, text) for _ in range(env.num_envs)]
         self._ended = np.zeros(env.num_envs, bool)
