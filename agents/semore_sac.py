@@ -63,7 +63,8 @@ class Args(CommonArgs):
     grounder_frames: int = 16
     """annotated frames that the grounder needs; until they are there the agent sees pixels"""
     ground_every: int = 500
-    """agent steps from the grounder's first bout to its second; each later one takes twice as long; 0 for no others"""
+    """agent steps from the grounder's first bout to its second; each later one takes twice as long, and the second half
+    of a run has none; 0 for no others"""
     feature_dim: int = 50
     """length of the representation that actor and critics see"""
     learning_rate: float = 1e-3
@@ -332,9 +333,11 @@ class Agent(nn.Module):
         args, first = self.args, number == 0 if self.args.true_maps else not self.sees_things
         if first:
             due = number % (10 if number < 100 else 100) == 0
-        else:  # 1, 2, 4, ... times as long after the bout before
+        else:  # 1, 2, 4, ... times as long after the bout before, in the first half of the run
             bout, rest = divmod(number, max(1, args.ground_every * args.updates_per_step))
+            half = args.total_env_steps / args.action_repeat / 2 - args.random_steps
             due = args.ground_every and rest == 0 and bout > 0 and bout & (bout + 1) == 0
+            due = due and number <= half * args.updates_per_step
         if not due:
             return {}
         metrics = {}

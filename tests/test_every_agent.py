@@ -27,7 +27,7 @@ def test_agent_learns_evaluates_and_survives_a_crash(name, tmp_path, trained, mo
     if name == "semore_sac":  # with the embedded models it is killed in test_runs.py
         settings |= {"annotator": "simulator", "annotation_grid": 8, "annotate_every": 2, "grounder_frames": 4}
         # Bouts of the grounder before the crash, between the checkpoint and the crash, and after it.
-        settings |= {"grounder_updates": 4, "grounder_batch": 4, "ground_every": 16}
+        settings |= {"grounder_updates": 4, "grounder_batch": 4, "ground_every": 12}
     call(module, tmp_path / "whole", **settings)
     evaluations = pd.read_csv(tmp_path / "whole" / "eval.csv")
     assert evaluations.env_step.max() >= SHORT["total_env_steps"]
