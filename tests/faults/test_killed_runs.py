@@ -104,7 +104,7 @@ def damage_newest(run_dir: Path) -> bool:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_killed_again_and_again(case, faults, tmp_path, request):
+def test_killed_again_and_again(case, faults, tmp_path):
     if case != next(iter(CASES)) and not faults.long:
         pytest.skip("in the long form alone (--long)")
     settings, whole, killed = CASES[case], tmp_path / "whole", tmp_path / "killed"

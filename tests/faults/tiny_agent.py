@@ -4,6 +4,7 @@ A fault, <what>:<when>, has it do something to itself at its `when`-th event; th
 end.
 """
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -12,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 import tyro
 
@@ -118,7 +118,7 @@ class Fault:
                     size //= 2
 
     def kill_workers(self) -> None:
-        for process in psutil.Process().children(recursive=True):
+        for process in multiprocessing.active_children():
             process.kill()
 
     def watch(self, owner: object, name: str) -> None:
