@@ -85,7 +85,7 @@ class CommonArgs:
     track: bool = False
     """send the logs to Weights & Biases too"""
     fresh: bool = False
-    """delete what this run directory holds and start anew"""
+    """start anew; what this run directory holds is deleted when the new run has its first checkpoint"""
 
     def resolve(self) -> None:
         """Fills in what was left open and refuses what cannot work.

@@ -365,7 +365,7 @@ class _Envs(AsyncVectorEnv):
     printed first, and workers are not asked to end: they hear no signal, and have nothing to save."""
 
     def _check_spaces(self) -> None:
-        _let_signals_in()  # all workers are started; what they load may take long
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # all are started; what they load may take long
         super()._check_spaces()
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
@@ -519,15 +519,11 @@ def _info(infos: dict[str, Any], index: int) -> dict[str, Any]:
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
     """Has signals wait, so that processes started meanwhile are not killed by one before they can ignore it."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
     finally:
-        _let_signals_in()
-
-
-def _let_signals_in() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,11 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def track(directory: Path, agent: str, args: CommonArgs) -> None:
+def track(directory: Path, agent: str, args: CommonArgs) -> Callable[[], None]:
     """Sends what TensorBoard gets to Weights & Biases too; to be called before there is a writer, which it watches.
+
+    Returns:
+        What ends it, once the writer is closed.
 
     Raises:
         UserError: its package is not installed, or it does not start.
@@ -89,7 +93,7 @@ def track(directory: Path, agent: str, args: CommonArgs) -> None:
         wandb.init(
             project="semore-bench",
             name=f"{agent}__{args.env_id}__{args.seed}",
-            id=_run_id(directory),
+            id=run_id(directory),
             resume="allow",
             dir=directory,
             config=dataclasses.asdict(args),
@@ -100,9 +104,10 @@ def track(directory: Path, agent: str, args: CommonArgs) -> None:
             f"Weights & Biases does not start ({str(error).splitlines()[0]}); type `wandb login`, set "
             "WANDB_MODE=offline to send the logs later, or leave --track away"
         ) from None
+    return wandb.finish
 
 
-def _run_id(directory: Path) -> str:
+def run_id(directory: Path) -> str:
     """The same for every process that continues the run in this folder, and for no other folder or machine."""
     place = f"{platform.node()}:{directory.resolve()}"
     return hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:32]

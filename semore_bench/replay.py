@@ -252,7 +252,7 @@ class Replay:
 
     def _forget_names(self) -> None:
         """A talkative model may give every frame new names: those that no annotation in the store uses are dropped."""
-        if len(self._names) < 2 * MAX_CLASSES * self.annotation_slots:
+        if len(self._names) < 2 * MAX_CLASSES * self.annotation_window:
             return
         used = set(np.unique(self._arrays["classes"][self._live_notes()]).tolist())
         self._names = {name: number for name, number in self._names.items() if number in used}

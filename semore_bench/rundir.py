@@ -51,11 +51,11 @@ class RunDirectory:
         self._aside, self._rubbish = path / ".before-fresh", path / ".rubbish"
         self._aside_config = self._aside / "config.json.aside"  # under another name: nobody takes it for a run's
         self._made = False
-        if path.exists() and not path.is_dir():
-            raise UserError(f"--run-dir {path} is a file; name a folder")
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._file = open(path / ".lock", "a+b")  # noqa: SIM115 (held as long as the run)
+        except FileExistsError:
+            raise UserError(f"--run-dir {path} is a file; name a folder") from None
         except OSError as error:
             raise UserError(f"--run-dir {path} cannot be used ({error.strerror}); choose another") from None
         if not lock(self._file):

@@ -251,7 +251,8 @@ class Run:
             seed=args.seed,
             flow_bound=self.flow_bound,
             features=features,
-            slack=-(-args.checkpoint_every // args.num_envs) * 51 // 50,  # last frames of episodes come on top
+            # Last frames of episodes come on top; where they are more, because episodes are short, it saves more often.
+            slack=-(-args.checkpoint_every // args.num_envs) * 5 // 4 + 8,
             **guidance,
         )
 
@@ -268,7 +269,7 @@ class Run:
             print(f"{self.directory} is finished ({self.env_step} env steps); --fresh starts over")
             return
         if args.track:
-            track(self.directory, self.agent_name, args)
+            self._resources.callback(track(self.directory, self.agent_name, args))
         self._tensorboard = SummaryWriter(self.directory / "tensorboard", purge_step=self.env_step)
         self._resources.callback(self._tensorboard.close)
         self._progress = tqdm(
@@ -500,9 +501,15 @@ class Run:
         if state is None:
             self._begin(replay)
             return
-        agent.load_state_dict(state["agent"])
-        for name, optimizer in agent.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+        try:
+            agent.load_state_dict(state["agent"])
+            for name, optimizer in agent.optimizers.items():
+                optimizer.load_state_dict(state["optimizers"][name])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(
+                f"the checkpoint does not fit {self.agent_name} ({str(error).splitlines()[0]}): has its file been "
+                "changed? Change it back, or add --fresh to start over"
+            ) from error
         torch.set_rng_state(state["torch_random"])
         if state["cuda_random"] and self.device.type == "cuda":
             torch.cuda.set_rng_state_all(state["cuda_random"])

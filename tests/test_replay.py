@@ -232,7 +232,7 @@ def test_annotated_samples_stay_inside_the_window_while_the_rings_wrap(tmp_path)
 def test_names_that_no_annotation_uses_are_forgotten_and_numbers_keep_their_meaning(tmp_path):
     replay = make(tmp_path, annotate_every=1, grid=GRID, embedding_dim=DIM, capacity=10)
     player = Player(replay, [9], [False])
-    limit = 2 * 10 * replay.annotation_slots
+    limit = 2 * 10 * replay.annotation_window
     for step in range(2 * limit):
         player.step()
         assert replay.attach(0, annotation(step, floors=10**9), age=0)
@@ -376,16 +376,30 @@ def stored(replay: Replay, folder) -> dict:
 )
 @example(lengths=[9], capacity=10, num_envs=1, every=1, delay=7, before=250, slack=12)  # all rings have wrapped
 @example(lengths=[1, 2], capacity=40, num_envs=2, every=3, delay=0, before=50, slack=9)
-@patch("semore_bench.replay._ANNOTATIONS_PER_STEP", 2)  # as few rows to spare as may be
 def test_either_checkpoint_continues_exactly(
     tmp_path_factory, lengths, capacity, num_envs, every, delay, before, slack
 ):
     """A process goes on writing for as long as it may after its two checkpoints, and dies; others take over its files,
     from the newest checkpoint and then, because that is damaged, from the one before: short episodes, late annotations,
     and rings that wrap or are shorter than an episode."""
-    folder = tmp_path_factory.mktemp("replay")
-    kwargs = {"annotate_every": every, "grid": GRID, "embedding_dim": DIM, "capacity": capacity, "slack": slack}
-    replay = make(folder, num_envs=num_envs, **kwargs)
+    with patch("semore_bench.replay._ANNOTATIONS_PER_STEP", 2):  # as few rows to spare as may be
+        folder = tmp_path_factory.mktemp("replay")
+        play_killed(
+            folder,
+            lengths,
+            every,
+            delay,
+            before,
+            annotate_every=every,
+            capacity=capacity,
+            slack=slack,
+            num_envs=num_envs,
+        )
+
+
+def play_killed(folder, lengths: list[int], every: int, delay: int, before: int, **kwargs) -> None:
+    kwargs |= {"grid": GRID, "embedding_dim": DIM}
+    replay = make(folder, **kwargs)
     player = LatePlayer(replay, lengths, [False, True, True], every, delay)
     for _ in range(before):
         player.turn()
@@ -397,7 +411,7 @@ def test_either_checkpoint_continues_exactly(
             checkpoints.append((stored(replay, folder), player.copied(None), len(seen)))
         seen.append(player.turn())
     for state, then, turn in reversed(checkpoints):
-        again = make(folder, num_envs=num_envs, **kwargs)
+        again = make(folder, **kwargs)
         again.load_state_dict(state)
         resumed = then.copied(again)
         for want in seen[turn:]:
@@ -445,7 +459,7 @@ def test_bytes_per_transition(tmp_path):
         {"rgb": spaces.Box(0, 255, (84, 84, 3), np.uint8), "flow": spaces.Box(-8, 8, (84, 84, 2), np.float32)}
     )
     plain = spaces.Dict({"rgb": space["rgb"]})
-    kwargs = {"capacity": 2000, "slack": 0, "annotate_every": 8, "grid": 16}
+    kwargs = {"capacity": 5000, "slack": 0, "annotate_every": 8, "grid": 16}
     with_flow = Replay(tmp_path / "flow", space, 6, **kwargs)
     without = Replay(tmp_path / "plain", plain, 6, **kwargs)
     assert with_flow.nbytes / with_flow.slots < 36_000

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -249,6 +250,23 @@ def test_fresh_starts_over(tmp_path):
     assert not equal(outcome(run_dir)["state"]["agent"], first["state"]["agent"])
     call(drq_sac, run_dir, **settings, fresh=True)
     assert equal(outcome(run_dir), first)
+
+
+@pytest.mark.parametrize("mistake", [{"env_id": "tests.toy_env:Tyo-v0"}, {"replay_capacity": 10**13}])
+def test_fresh_loses_nothing_where_the_new_run_does_not_start(tmp_path, toy_run, capsys, mistake):
+    run_dir = tmp_path / "run"
+    shutil.copytree(toy_run, run_dir)
+    mistake |= {"total_env_steps": 10**13} if "replay_capacity" in mistake else {}
+    refused(capsys, drq_sac, run_dir, fresh=True, **mistake)
+    assert_same(run_dir, toy_run)
+    assert sorted(path.name for path in run_dir.iterdir()) == sorted(path.name for path in toy_run.iterdir())
+
+
+def test_an_agent_that_was_changed_is_said_to_be(tmp_path, toy_run, capsys, monkeypatch):
+    run_dir = tmp_path / "run"
+    shutil.copytree(toy_run, run_dir)
+    monkeypatch.setattr("semore_bench.runs.refuse_changes", lambda *_: None)
+    assert "has its file been changed" in refused(capsys, drq_sac, run_dir, num_envs=2, feature_dim=7)
 
 
 def test_a_folder_that_is_no_run_is_not_touched(tmp_path, capsys):

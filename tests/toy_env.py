@@ -14,10 +14,16 @@ class Toy(gym.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
     def __init__(
-        self, render_mode=None, nan_at: int = -1, crash_at: int = -1, discrete: bool = False, still: bool = False
+        self,
+        render_mode=None,
+        nan_at: int = -1,
+        crash_at: int = -1,
+        discrete: bool = False,
+        still: bool = False,
+        longest: int = 1000,
     ):
         self.render_mode, self.nan_at, self.crash_at = render_mode, nan_at, crash_at
-        self.still = still
+        self.still, self.longest = still, longest
         self.observation_space = spaces.Box(0, 255, (40, 40, 3), np.uint8)
         self.action_space = spaces.Discrete(3) if discrete else spaces.Box(-2, 2, (2,), np.float32)
         self.count = 0
@@ -25,6 +31,7 @@ class Toy(gym.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.position = self.np_random.uniform(-0.2, 0.2, 2)
+        self.steps_left = self.np_random.integers(1, self.longest, endpoint=True)
         return self._observe(), {}
 
     def step(self, action):
@@ -33,7 +40,8 @@ class Toy(gym.Env):
             os._exit(9)
         if not self.still:
             self._move(action)
-        terminated = bool(np.abs(self.position).max() > 0.8)
+        self.steps_left -= 1
+        terminated = bool(np.abs(self.position).max() > 0.8) or self.steps_left == 0
         reward = float("nan") if self.count == self.nan_at else float(np.abs(self.position).max())
         return self._observe(), reward, terminated, False, {"success": float(terminated)}
 
@@ -72,6 +80,7 @@ class Blind(gym.Env):
 
 
 gym.register("Toy-v0", Toy, max_episode_steps=25)
+gym.register("ToyShort-v0", Toy, max_episode_steps=25, kwargs={"longest": 5})
 gym.register("ToyNaN-v0", Toy, max_episode_steps=25, kwargs={"nan_at": 130})
 gym.register("ToyCrash-v0", Toy, max_episode_steps=25, kwargs={"crash_at": 130})
 gym.register("ToyDiscrete-v0", Toy, max_episode_steps=25, kwargs={"discrete": True})

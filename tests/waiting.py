@@ -11,6 +11,8 @@ import psutil
 
 IDLE_SECONDS = 300
 """a process that uses no processor for so long hangs"""
+LOOK_SECONDS = 10
+"""between two looks at what it has used: they take time themselves"""
 BUSY_SECONDS = 600
 """of processor time: one that uses more is in a loop"""
 
@@ -22,16 +24,19 @@ def wait_until(condition: Callable[[], Any], process: subprocess.Popen) -> None:
         AssertionError: the process, or one that it has started, hangs or loops, or it ended before.
     """
     used, moved = _processor_seconds(process), time.monotonic()
-    start = used
+    start, looked = used, moved
     while not condition():
         ended = process.poll()
         if ended is not None and not condition():
             raise AssertionError(f"ended with {ended}")
+        time.sleep(0.05)
+        if time.monotonic() - looked < LOOK_SECONDS:
+            continue
+        looked = time.monotonic()
         if (now := _processor_seconds(process)) != used:
-            used, moved = now, time.monotonic()
-        assert time.monotonic() - moved < IDLE_SECONDS, f"no sign of life for {IDLE_SECONDS} seconds"
+            used, moved = now, looked
+        assert looked - moved < IDLE_SECONDS, f"no sign of life for {IDLE_SECONDS} seconds"
         assert used - start < BUSY_SECONDS, f"it did not come in {BUSY_SECONDS} seconds of processor time"
-        time.sleep(0.02)
 
 
 def run_to_end(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess:
