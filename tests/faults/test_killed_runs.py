@@ -31,6 +31,7 @@ class Forked:
     takes most of the time of a short run. What it prints goes to a file."""
 
     def __init__(self, words: list[str], fault: str, log: Path):
+        tiny_agent.Agent(1, tiny_agent.Args())  # PyTorch loads more with the first optimizer: once for all
         self.returncode: int | None = None
         self.pid = os.fork()
         if self.pid == 0:
