@@ -119,7 +119,8 @@ class CommonArgs:
         if not self.cuda:
             self.device = "cpu"
         asked_for = self.annotator not in ("none", type(self).annotator)
-        if asked_for and self.env_config().annotator == "none":
+        is_agent = hasattr(self, "env_config")  # these flags alone are nobody's
+        if asked_for and is_agent and self.env_config().annotator == "none":
             raise UserError(f"this agent uses no annotations: leave --annotator {self.annotator} out")
 
     @property
