@@ -102,11 +102,18 @@ def make_env(env_id: str, config: EnvConfig = EnvConfig()) -> gym.Env:
         return _wrap(_make_base(env_id), env_id, config)
 
 
+class _RescaleAction(RescaleAction):
+    """Gymnasium's own, made anew where it is copied or pickled: the functions that it holds cannot be."""
+
+    def __reduce__(self) -> tuple[type, tuple[gym.Env, float, float]]:
+        return type(self), (self.env, *self._saved_kwargs.values())  # min_action, max_action
+
+
 def _wrap(env: gym.Env, env_id: str, config: EnvConfig) -> gym.Env:
     if _has_no_time_limit(env):
         env = TimeLimit(env, DEFAULT_TIME_LIMIT)
     if isinstance(env.action_space, spaces.Box):
-        env = RescaleAction(VectorAction(env), -1.0, 1.0)
+        env = _RescaleAction(VectorAction(env), -1.0, 1.0)
     env = ActionRepeat(env, config.action_repeat)
     if config.state:
         return _state_observation(env, env_id)

@@ -120,6 +120,7 @@ def _copied(env: gym.Env, make_copy) -> gym.Env | None:
     try:
         bare = make_copy(env.unwrapped)
         bare.close()
+        make_copy(env.spec)  # kept by every wrapper; Shimmy's holds a function that cannot be pickled
     except Exception:  # each has its own reason
         return None
     return make_copy(env) if bare.action_space == env.unwrapped.action_space else None

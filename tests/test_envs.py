@@ -427,7 +427,7 @@ if __name__ == "__main__":
         packages = {name.split(".")[0] for name in modules}
         assert "semore_bench" in packages
         assert not packages & {"transformers", "open_clip", "openai", "timm"}
-        assert not {"wrappers.backends.clip", "wrappers.backends.captioners"} & set(modules)
+        assert not {"wrappers.backends.clip", "wrappers.backends.embedded"} & set(modules)
     assert "torch" not in worker, "it would cost every worker seconds and memory"
 
 
