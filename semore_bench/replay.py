@@ -124,7 +124,9 @@ class Replay:
         # some more than one frame in so many: the first frame of every episode is annotated, too
         annotations = min(self.slots, self.slots * 5 // (4 * annotate_every) + 64) if annotate_every else 0
         self.annotation_window = annotations * num_envs
-        self.annotation_slack = (slack // annotate_every + _ANNOTATIONS_PER_STEP) * num_envs if annotate_every else 0
+        # the same here, while `slack` frames are written
+        annotations = slack * 5 // (4 * annotate_every) + 8 + _ANNOTATIONS_PER_STEP if annotate_every else 0
+        self.annotation_slack = annotations * num_envs
         self.annotation_slots = self.annotation_window + 2 * self.annotation_slack
 
         ring, notes = (num_envs * self.slots,), (self.annotation_slots,)
@@ -402,9 +404,10 @@ class Replay:
         if self._saved is None:
             return False
         newest, annotated = self._saved
+        frames, annotations = (self._newest - newest).max(), self._annotated - annotated
         return bool(
-            (self._newest - newest).max() > self.slack - _FRAMES_PER_STEP
-            or self._annotated - annotated > self.annotation_slack - _ANNOTATIONS_PER_STEP * self.num_envs
+            frames > self.slack - _FRAMES_PER_STEP
+            or annotations > max(0, self.annotation_slack - _ANNOTATIONS_PER_STEP * self.num_envs)
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -421,6 +421,21 @@ def play_killed(folder, lengths: list[int], every: int, delay: int, before: int,
                 assert np.array_equal(got, expected)
 
 
+@pytest.mark.parametrize("annotate_every", [0, 1, 8])
+def test_a_checkpoint_is_due_after_as_many_frames_as_were_promised(tmp_path, annotate_every):
+    replay = make(tmp_path, annotate_every=annotate_every, grid=GRID, embedding_dim=DIM, slack=30)
+    player = LatePlayer(replay, [9], [False], annotate_every, 0) if annotate_every else Player(replay, [9], [False])
+    assert not replay.checkpoint_due, "there is none that could lose anything"
+    for _ in range(3):
+        replay.state_dict()
+        for _ in range(26):  # and 3 last frames of episodes
+            assert not replay.checkpoint_due
+            player.step()
+        for _ in range(6):
+            player.step()
+        assert replay.checkpoint_due
+
+
 @pytest.mark.parametrize("name", "rgb flow action reward follows episode_step owner probabilities".split())
 @pytest.mark.parametrize("harm", ["missing", "shorter", "longer", "random", "one bit"])
 def test_a_file_that_is_not_as_it_was_is_named(tmp_path, name, harm):
