@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import copy
+import copyreg
 import functools
 import itertools
 import weakref
@@ -141,6 +142,21 @@ def drawn_by_itself(env: gym.Env) -> str:
         return type(drawer).__name__
     more = set(getattr(layer, "render_kwargs", ())) - {"height", "width", "camera_id"}
     return f"render_kwargs {sorted(more)}" if more else ""
+
+
+def _restore_camera(fields: dict[str, Any]) -> mujoco.MjvCamera:
+    camera = mujoco.MjvCamera()
+    for name, value in fields.items():
+        setattr(camera, name, value)
+    return camera
+
+
+def _reduce_camera(camera: mujoco.MjvCamera) -> tuple:
+    names = "type fixedcamid trackbodyid lookat distance azimuth elevation".split()
+    return _restore_camera, ({name: copy.copy(getattr(camera, name)) for name in names},)
+
+
+copyreg.pickle(mujoco.MjvCamera, _reduce_camera)  # MuJoCo lets it be copied, but not pickled
 
 
 def _free_camera(model: mujoco.MjModel, settings: dict[str, Any]) -> mujoco.MjvCamera:
