@@ -1,5 +1,6 @@
 """Settings for all tests, and what several of them use."""
 
+import importlib
 import os
 import signal
 
@@ -29,6 +30,19 @@ def trained(tmp_path_factory):
     head, _ = train_dense_head(corpus, ClipGrounding(folder / "clip"), DENSE, folder / "dense.pt", width=8)
     save_dense_head(folder / "clip", head)
     return folder, corpus, model, losses
+
+
+@pytest.fixture
+def dm_control_renders(monkeypatch):
+    """Without a display, dm_control draws with EGL if MUJOCO_GL said so before its import, which may be long past."""
+    from dm_control import _render
+
+    from wrappers.backends import opengl
+
+    opengl.preload_triton()
+    if _render.BACKEND == "glfw" and "DISPLAY" not in os.environ:
+        egl = importlib.import_module("dm_control._render.pyopengl.egl_renderer")
+        monkeypatch.setattr(_render, "Renderer", egl.EGLContext)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

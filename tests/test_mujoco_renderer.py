@@ -57,17 +57,6 @@ def difference(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.abs(first.astype(float) - second.astype(float)).mean())
 
 
-@pytest.fixture
-def dm_control_renders(monkeypatch):
-    """Without a display, dm_control draws with EGL if MUJOCO_GL said so before its import, which may be long past."""
-    from dm_control import _render
-
-    opengl.preload_triton()
-    if _render.BACKEND == "glfw" and "DISPLAY" not in os.environ:
-        egl = importlib.import_module("dm_control._render.pyopengl.egl_renderer")
-        monkeypatch.setattr(_render, "Renderer", egl.EGLContext)
-
-
 @pytest.mark.parametrize("task", TASKS)
 def test_reference_is_what_dm_control_draws(task, dm_control_renders):
     env = dm_control_env(task)

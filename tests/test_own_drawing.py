@@ -135,7 +135,7 @@ def test_other_ways_of_drawing_are_noticed(make, way, caplog):
         lambda **kwargs: gym.make("AdroitHandDoor-v1", **kwargs),
     ],
 )
-def test_what_we_draw_ourselves_is_what_render_shows(make):
+def test_what_we_draw_ourselves_is_what_render_shows(make, dm_control_renders):
     """From the same camera: which one is ours may be another, see `default_camera`."""
     import metaworld  # noqa: F401  (registers its ids)
 
