@@ -1,10 +1,15 @@
 """The `semore-bench` command: imports the asked-for subcommand alone and turns its errors into one line."""
 
+import codecs
 import difflib
 import importlib
+import io
+import os
 import sys
+from typing import TextIO
 
 from semore_bench import __version__
+from semore_bench.names import printable
 
 # name: (function that tyro makes a command line of, what `semore-bench --help` says about it)
 COMMANDS = {
@@ -23,6 +28,8 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> None:
     """Run `semore-bench` and exit: 0 on success, 1 on failure, 2 on a user's mistake, 130 on Ctrl-C."""
+    write_everywhere(sys.stdout)
+    write_everywhere(sys.stderr)
     try:
         sys.exit(run(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
@@ -53,12 +60,33 @@ def run(arguments: list[str]) -> int | None:
         return tyro.cli(command, prog=f"semore-bench {name}", args=rest)
     except UserError as error:
         return complain(str(error))
+    except OSError as error:
+        if error.filename is None:  # it is not about a file that the user named, or that is in the way
+            raise
+        return complain(f"{os.fsdecode(error.filename)}: {error.strerror}")
 
 
 def complain(message: str) -> int:
     """Say in one line what the user can repair, and return the exit code for it."""
-    print(f"semore-bench: {message}", file=sys.stderr)
+    print(f"semore-bench: {printable(message)}", file=sys.stderr)
     return 2
+
+
+PLAIN = {"±": "+-", "–": "-", "…": "...", "·": "-"}
+
+
+def write_everywhere(stream: TextIO) -> None:
+    """Lets a stream write every text, whatever its encoding: a name or a `±` must not end a command."""
+    if isinstance(stream, io.TextIOWrapper):
+        codecs.register_error("semore-bench", _plain)
+        stream.reconfigure(errors="semore-bench")
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """For characters that the encoding lacks: their likes in ASCII, or their escapes."""
+    characters = error.object[error.start : error.end]
+    plain = (PLAIN.get(character) or character.encode("unicode_escape").decode() for character in characters)
+    return "".join(plain), error.end
 
 
 def usage() -> str:

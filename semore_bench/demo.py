@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from semore_bench.envs import EnvConfig, Workers
 from semore_bench.evaluation import evaluate
-from semore_bench.plots import plot_runs
+from semore_bench.plots import load_curve, plot_runs
+from semore_bench.records import UnusableRun, find_video
 
 ROOT = Path(__file__).parents[1]
 ENV_ID, ACTION_REPEAT, IMAGE_SIZE = "dm_control/cartpole-balance-v0", 8, 48
@@ -46,13 +46,17 @@ def main() -> int:
         return status
     minutes = (time.monotonic() - began) / 60
 
-    returns = pd.read_csv(ROOT / RUN / "eval.csv").groupby("env_step").episode_return.mean()
     curve = ROOT / RUN / "learning_curve.png"
+    try:
+        returns = load_curve(ROOT / RUN).values
+        video = find_video(ROOT / RUN)
+    except UnusableRun as reason:
+        print(f"{ROOT / RUN}: {reason}; delete the folder and try again", file=sys.stderr)
+        return 2
     plot_runs([ROOT / RUN], curve)
-    video = max((ROOT / RUN / "videos").glob("*.mp4"))
     random = _random_return()
     print(f"\ntrained for {minutes:.1f} minutes on {ENV_ID}; mean return of {EPISODES} evaluation episodes:")
-    print(f"  semore_sac      {returns.iloc[-1]:6.1f}   ({returns.iloc[-1] / random:.1f} times the random policy's)")
+    print(f"  semore_sac      {returns[-1]:6.1f}   ({returns[-1] / random:.1f} times the random policy's)")
     print(f"  uniform random  {random:6.1f}")
     print(f"learning curve: {curve}\nvideo:          {video}")
     return 0

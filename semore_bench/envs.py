@@ -14,6 +14,7 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import parse_env_id
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.wrappers import FlattenObservation, RescaleAction, TimeLimit, TransformObservation
 
@@ -215,16 +216,13 @@ def _make_registered(env_id: str) -> gym.Env:
     for prefix, package in REGISTERED_BY.items():  # gymnasium.make says what is missing
         if env_id.startswith(prefix) and importlib.util.find_spec(package) is not None:
             importlib.import_module(package)
+    if _is_malformed(env_id):
+        raise _unknown(env_id)
     try:
         return _make_rendered(env_id)
     except (gym.error.UnregisteredEnv, gym.error.DependencyNotInstalled, ModuleNotFoundError) as error:
-        from semore_bench.listing import nearest_ids
-
         if isinstance(error, gym.error.UnregisteredEnv):
-            near = ", ".join(nearest_ids(env_id)) or "nothing like it"
-            raise UserError(
-                f"unknown environment id {env_id!r}; the nearest are {near}; `semore-bench list envs` shows all"
-            ) from None
+            raise _unknown(env_id) from None
         raise UserError(f"{env_id} needs a package that is missing: {error}") from None
     except Exception as error:
         if type(error).__name__ != "NoSuchDisplayException":  # of pyglet, which is not ours to import
@@ -233,6 +231,23 @@ def _make_registered(env_id: str) -> gym.Env:
             f"{env_id} draws with pyglet, which found neither a display nor EGL; on Debian or Ubuntu: "
             "apt install libegl1 libgl1-mesa-dri"
         ) from None
+
+
+def _is_malformed(env_id: str) -> bool:
+    """Whether an id is not `[module:][namespace/]name[-v0]`, for which Gymnasium has no error of its own."""
+    module, _, name = env_id.rpartition(":")
+    try:
+        parse_env_id(name)
+    except gym.error.Error:
+        return True
+    return bool(module) and not all(part.isidentifier() for part in module.split("."))
+
+
+def _unknown(env_id: str) -> UserError:
+    from semore_bench.listing import nearest_ids
+
+    near = ", ".join(nearest_ids(env_id)) or "nothing like it"
+    return UserError(f"unknown environment id {env_id!r}; the nearest are {near}; `semore-bench list envs` shows all")
 
 
 def _make_rendered(env_id: str) -> gym.Env:

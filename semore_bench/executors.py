@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from semore_bench import records
+from semore_bench.names import printable
 from semore_bench.rundir import lock, write_atomically
 from wrappers.errors import UserError
 
@@ -248,16 +250,21 @@ def _mark_failed(run_dir: Path, error: str) -> None:
 
 
 def read_status(run_dir: Path) -> dict[str, Any]:
-    """status.json of a run; empty where there is none yet, or none that can be read."""
-    try:
-        return json.loads((run_dir / "status.json").read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
+    """status.json of a run; empty where there is none yet, or it is damaged: the run itself will write it anew."""
+    with suppress(records.UnusableRun):
+        return records.read_status(run_dir)
+    return {}
 
 
 def tail(log: Path) -> str:
-    """The last lines of a log; of a progress bar its last state."""
+    """The last lines of a log, without escape codes; of a progress bar its last state."""
     with open(log, "rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
         lines = [line.rpartition("\r")[2] for line in re.split(r"\r?\n", file.read().decode("utf-8", "replace"))]
-    return "\n".join([line.rstrip() for line in lines if line.strip()][-TAIL_LINES:])
+    return "\n".join([_shown(line) for line in lines if line.strip()][-TAIL_LINES:])
+
+
+def _shown(line: str) -> str:
+    """A line of a log as a terminal may show it, its indentation kept."""
+    plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", line)  # colours
+    return plain[: len(plain) - len(plain.lstrip())] + printable(plain)

@@ -4,8 +4,8 @@ import ast
 import difflib
 import functools
 import importlib.util
-import tomllib
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,8 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
+from semore_bench.names import printable
+from semore_bench.reading import Unreadable, check_fields, read_text, read_toml
 from wrappers.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,17 +82,32 @@ def agents(folder: Path = ROOT / "agents") -> dict[str, str]:
     if not folder.is_dir():
         raise UserError(f"no agents in {folder}: they come with the repository; install it with `make setup`")
     files = sorted(file for file in folder.glob("*.py") if not file.stem.startswith("_"))
-    return {file.stem: _first_line(ast.get_docstring(ast.parse(file.read_text("utf-8")))) for file in files}
+    return {file.stem: _described(file, _agent_summary) for file in files}
 
 
 def suites(folder: Path = SUITES) -> dict[str, str]:
     """Suites by name with their description and number of tasks."""
-    found = {}
-    for file in sorted(folder.glob("*.toml")):
-        suite = tomllib.loads(file.read_text("utf-8"))
-        tasks = len(suite.get("tasks", []))
-        found[file.stem] = f"{_first_line(suite.get('description'))} ({tasks} tasks)".lstrip()
-    return found
+    return {file.stem: _described(file, _suite_summary) for file in sorted(folder.glob("*.toml"))}
+
+
+def _described(file: Path, summary: Callable[[Path], str]) -> str:
+    """What a file says of itself; one that cannot be read is listed all the same."""
+    try:
+        return printable(summary(file))
+    except Unreadable as error:
+        return f"(cannot be used: {error})"
+
+
+def _agent_summary(file: Path) -> str:
+    try:
+        return _first_line(ast.get_docstring(ast.parse(read_text(file))))
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise Unreadable(f"it is no Python: {printable(str(error))}") from None
+
+
+def _suite_summary(file: Path) -> str:
+    suite = check_fields(read_toml(file), {"description": str | None, "tasks": list[dict] | None})
+    return f"{_first_line(suite['description'])} ({len(suite['tasks'] or [])} tasks)".lstrip()
 
 
 def _first_line(text: str | None) -> str:

@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
 import matplotlib
@@ -13,14 +14,18 @@ import pandas as pd
 import tyro
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 from rich.console import Console
 from rich.markup import escape
 
-from semore_bench.estimates import bootstrap, iqm
-from semore_bench.frames import Results, UnusableRun, find_runs, in_order, open_results, read_config, read_csv
+from semore_bench.collect import open_results
+from semore_bench.estimates import bootstrap, iqm, iqm_of_all, mean
+from semore_bench.frames import PROVENANCE, Results, in_order
+from semore_bench.names import printable, shorten
+from semore_bench.records import UnusableRun, find_runs, read_config, read_episodes
 from wrappers.errors import UserError
 
 # Okabe and Ito's palette, which can be told apart with every kind of colour blindness.
@@ -39,9 +44,14 @@ STYLE = {
     "legend.frameon": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "semore-bench",
+    "text.parse_math": False,  # a name with two dollar signs is a name
+    "text.usetex": False,
     "xtick.color": "#3f3f46",
     "ytick.color": "#3f3f46",
 }
+
+LONGEST_LABEL = 60
+"""characters of a name in a figure"""
 
 Metric = Literal["episode_return", "success_any", "success_last"]
 AXIS_LABELS = {
@@ -103,7 +113,7 @@ def plot(
         published: CSV file with numbers to show beside, see `semore-bench table`.
     """
     console = Console(highlight=False, soft_wrap=True)
-    if kind != "curves" or suite or published or any((folder / "provenance.json").exists() for folder in runs):
+    if kind != "curves" or suite or published or any((folder / PROVENANCE).exists() for folder in runs):
         results = open_results(runs, suite, published)
         for note in results.notes:
             console.print(f"[yellow]note[/] {escape(note)}")
@@ -113,12 +123,15 @@ def plot(
         console.print(f"drew {len(results.agents)} agents on {len(results.tasks)} tasks: {escape(str(output))}")
         return
     curves, skipped = [], 0
-    for run in find_runs(runs):
+    found = find_runs(runs)
+    for note in found.notes:
+        console.print(f"[yellow]note[/] {escape(printable(note))}")
+    for run in found.runs:
         try:
             curves.append(load_curve(run, metric))
         except UnusableRun as reason:
             skipped += 1
-            console.print(f"[yellow]skipped[/] {escape(str(run))}: {escape(str(reason))}")
+            console.print(f"[yellow]skipped[/] {escape(printable(f'{run}: {reason}'))}")
     counts = Counter((curve.agent, curve.env_id, curve.seed) for curve in curves)
     if twice := [key for key, count in counts.items() if count > 1]:
         agent, env_id, seed = twice[0]
@@ -142,7 +155,7 @@ def plot_runs(
     aggregate: Literal["mean", "iqm"] = "iqm",
 ) -> Figure:
     """`plot_curves` of every run in or below `run_dirs`; raises `UnusableRun` if one has nothing to draw."""
-    return plot_curves([load_curve(run, metric) for run in find_runs(run_dirs)], output, metric, aggregate)
+    return plot_curves([load_curve(run, metric) for run in find_runs(run_dirs).runs], output, metric, aggregate)
 
 
 def load_curve(run: Path, metric: Metric = "episode_return") -> Curve:
@@ -152,10 +165,14 @@ def load_curve(run: Path, metric: Metric = "episode_return") -> Curve:
     """
     config = read_config(run)
     for name in ("eval", "train"):
-        rows = read_csv(run / f"{name}.csv", ["env_step", metric])
-        if len(rows):
-            values = rows.groupby("env_step")[metric].mean()
-            steps, values = values.index.to_numpy(), values.to_numpy()
+        episodes = read_episodes(run, name)
+        by_step: dict[int, list[float]] = defaultdict(list)
+        for step, value in zip(episodes["env_step"], episodes[metric], strict=True):
+            if value is not None:
+                by_step[step].append(value)
+        if by_step:
+            steps = np.array(sorted(by_step))
+            values = np.array([fmean(by_step[step]) for step in steps])
             return Curve(config["env_id"], config["agent"], config["seed"], steps, values, name == "eval")
     raise UnusableRun(f"no {AXIS_LABELS[metric]} in eval.csv or train.csv yet")
 
@@ -205,7 +222,7 @@ def plot_curves(
         for axis, (env_id, by_agent) in zip(axes.flat, panels.items(), strict=False):
             for agent, seeds in by_agent.items():
                 _draw_agent(axis, agent, seeds, looks[agent], aggregate)
-            axis.set_title(env_id)
+            axis.set_title(shorten(env_id, LONGEST_LABEL))
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))
             axis.set_xlim(left=0)
             if axis.dataLim.ymin >= 0:
@@ -252,7 +269,7 @@ def aggregate_seeds(
     if not len(steps):
         return steps, steps, (steps, steps)
     values = np.stack([np.interp(steps, curve.steps, curve.values) for curve in seeds])
-    point, (low, high) = bootstrap([values], iqm if aggregate == "iqm" else lambda scores: scores.mean(axis=0))
+    point, (low, high) = bootstrap([values], iqm if aggregate == "iqm" else mean)
     return steps, point, (low, high)
 
 
@@ -281,7 +298,7 @@ def plot_profiles(results: Results) -> Figure:
         by_task = _by_task(scores)
         for agent in [agent for agent in looks if agent in by_task]:
             tasks = by_task[agent]
-            share, (low, high) = bootstrap(tasks, lambda *tasks: (np.concatenate(tasks) > limits).mean(axis=0))
+            share, (low, high) = bootstrap(tasks, lambda *tasks: mean(*(task > limits for task in tasks)))
             axis.fill_between(limits, low, high, color=looks[agent].colour, alpha=0.15, linewidth=0)
             axis.plot(limits, share, label=labels[agent], markevery=12, **looks[agent].line)
         axis.set(xlim=(0, limits[-1]), ylim=(0, 1.02), xlabel="normalised score x", ylabel="share of runs above x")
@@ -301,6 +318,7 @@ def plot_efficiency(results: Results) -> Figure:
         axis = figure.subplots()
         width = 0.8 / len(looks)
         labels: dict[str, str] = {}
+        handles: list[BarContainer] = []
         for group, fraction in enumerate(fractions):
             scores = _normalised(results, fraction)
             by_task, new = _by_task(scores), {a: b for a, b in _labels(scores).items() if a not in labels}
@@ -308,8 +326,8 @@ def plot_efficiency(results: Results) -> Figure:
             for number, (agent, look) in enumerate(looks.items()):
                 if agent not in by_task:
                     continue
-                (point,), (low, high) = bootstrap(by_task[agent], lambda *tasks: iqm(np.concatenate(tasks)))
-                axis.bar(
+                (point,), (low, high) = bootstrap(by_task[agent], iqm_of_all)
+                bars = axis.bar(
                     group + (number - (len(looks) - 1) / 2) * width,
                     point,
                     0.92 * width,
@@ -320,9 +338,10 @@ def plot_efficiency(results: Results) -> Figure:
                     error_kw={"elinewidth": 1, "ecolor": "#18181b", "capsize": 2},
                     label=new.get(agent),
                 )
+                handles += [bars] * (agent in new)
         axis.set_xticks(range(len(fractions)), [f"{fraction:.0%} of the budget" for fraction in fractions])
         axis.set_ylabel("normalised score (IQM)")
-        _add_legend(figure, axis.get_legend_handles_labels()[0])
+        _add_legend(figure, handles)
     return figure
 
 
@@ -366,13 +385,18 @@ def agent_looks(agents: Sequence[str]) -> dict[str, Look]:
     return looks
 
 
-def _add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    entry_width = 0.55 + 0.066 * max(len(handle.get_label()) for handle in handles)  # inches, at 9 points
+def _add_legend(figure: Figure, handles: Sequence[Artist | BarContainer]) -> None:
+    labels = [shorten(handle.get_label(), LONGEST_LABEL) for handle in handles]
+    entry_width = 0.55 + 0.066 * max(map(len, labels))  # inches, at 9 points
     fitting = max(1, int(figure.get_figwidth() / entry_width))
     columns = min(len(handles), fitting)
     # further rows make the figure higher instead of the axes smaller
     figure.set_figheight(figure.get_figheight() + 0.2 * (math.ceil(len(handles) / columns) - 1))
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns, columnspacing=1.2)
+    # Matplotlib leaves out labels that begin with an underscore, so that the names are only put in afterwards.
+    places = list(map(str, range(len(handles))))
+    legend = figure.legend(handles, places, loc="outside upper center", ncols=columns, columnspacing=1.2)
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_text(label)
 
 
 def save(figure: Figure, output: Path) -> None:

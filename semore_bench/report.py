@@ -13,8 +13,10 @@ from urllib.parse import quote
 import numpy as np
 import tyro
 
-from semore_bench.estimates import bootstrap, iqm
-from semore_bench.frames import PUBLISHED, Results, open_results
+from semore_bench.collect import open_results
+from semore_bench.estimates import bootstrap, iqm_of_all
+from semore_bench.frames import Results
+from semore_bench.names import PUBLISHED, printable
 from semore_bench.plots import COLOURS
 from semore_bench.tables import ALL, Table, check_baseline, make_notes, make_table, seed_census
 from wrappers.errors import UserError
@@ -44,6 +46,9 @@ def report(
     """
     if output.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"cannot write {output}: expected a name that ends in .html")
+    for flag, value in (("video", video_megabytes), ("all-videos", all_videos_megabytes)):
+        if not 0 <= value < math.inf:
+            raise UserError(f"--{flag}-megabytes must be 0 or more, and finite, got {value}")
     results = open_results(runs, suite, published)
     limits = int(video_megabytes * 1e6), int(all_videos_megabytes * 1e6)
     embedded = write_report(results, output, baseline, *limits)
@@ -88,7 +93,9 @@ def _without_nan(value: Any) -> Any:
     """JSON knows no NaN and no infinity: null instead; floats to six digits."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
         return [_without_nan(item) for item in value]
     if isinstance(value, float | np.floating):
         return float(f"{value:.6g}") if math.isfinite(value) else None
@@ -143,40 +150,55 @@ def page_content(results: Results, baseline: str | None = None) -> dict[str, Any
 
 def _curves(results: Results) -> dict[str, dict[str, Any]]:
     """Task -> agent -> seeds with their points, and the IQM with its interval and the number of seeds at each step."""
-    curves: dict[str, dict[str, Any]] = {ALL: {}}
-    whole = {fraction: results.scores(fraction=fraction) for fraction in results.fractions}
+    curves: dict[str, dict[str, Any]] = {ALL: _curves_over_tasks(results)}
     for task in results.tasks:
         rows = results.evaluations[results.evaluations.task == task.env_id]
         rows = rows.assign(score=rows.success_any if task.success else rows.episode_return).dropna(subset=["score"])
         curves[task.env_id] = {}
         for agent, own in rows.groupby("agent"):
-            seeds = own.pivot(index="seed", columns="env_step", values="score")
-            line = {"steps": list(seeds.columns), "iqm": [], "low": [], "high": [], "counts": list(seeds.count())}
-            # A seed that failed ends early: each stretch of steps has the seeds that were evaluated there.
-            present = seeds.notna()
-            for _, stretch in seeds.T.groupby((present != present.shift(axis=1)).any().cumsum()):
-                points, (low, high) = bootstrap([stretch.T.dropna().to_numpy()], iqm)
-                for name, values in (("iqm", points), ("low", low), ("high", high)):
-                    line[name] += list(values)
-            curves[task.env_id][agent] = line | {
-                "seeds": [
-                    {"seed": seed, "steps": list(row.dropna().index), "values": list(row.dropna())}
-                    for seed, row in seeds.iterrows()
-                ],
-            }
-    for agent in results.agents:
-        line = {"steps": [], "iqm": [], "low": [], "high": [], "counts": [], "seeds": []}
-        for fraction, scores in whole.items():
-            own = scores[scores.agent == agent].dropna(subset=["normalised"])
-            tasks = [rows[["normalised"]].to_numpy() for _, rows in own.groupby("task")]
-            if len(tasks) < sum(task.bounds is not None for task in results.tasks) or not tasks:
-                continue  # an average over other tasks than before would be another curve
-            (point,), ((low,), (high,)) = bootstrap(tasks, lambda *tasks: np.array([iqm(np.concatenate(tasks)).item()]))
-            values = {"steps": fraction, "iqm": point, "low": low, "high": high, "counts": len(own)}
-            for name, value in values.items():
-                line[name].append(value)
-        curves[ALL][agent] = line
+            table = own.pivot(index="seed", columns="env_step", values="score")
+            steps, scores = table.columns.to_numpy(), table.to_numpy()
+            seeds = [
+                {"seed": seed, "steps": steps[known], "values": values[known]}
+                for seed, values, known in zip(table.index, scores, ~np.isnan(scores), strict=True)
+            ]
+            curves[task.env_id][agent] = {"steps": steps, **_curve([scores]), "seeds": seeds}
     return curves
+
+
+def _curves_over_tasks(results: Results) -> dict[str, dict[str, Any]]:
+    """Agent -> the curve of its normalised scores on all tasks; where a task is missing there is no point."""
+    fractions = np.array(results.fractions)
+    normalised = results.normalised_curves(results.fractions)
+    needed = sum(task.bounds is not None for task in results.tasks)
+    curves = {}
+    for agent in results.agents:
+        tasks = list(normalised.get(agent, {}).values())
+        reached = [(~np.isnan(task)).any(0) for task in tasks]
+        # an average over other tasks than before would be another curve
+        whole = np.all(reached, 0) if 0 < len(tasks) == needed else np.zeros(len(fractions), bool)
+        curves[agent] = {"steps": fractions[whole], **_curve([task[:, whole] for task in tasks]), "seeds": []}
+    return curves
+
+
+def _curve(tasks: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """The IQM of scores (n_seeds, k) per task, at each of the k moments, with its interval and the number of runs.
+
+    A seed that failed ends early, with NaN: moments that have the same runs are resampled together.
+    """
+    moments = tasks[0].shape[1] if tasks else 0
+    curve = {name: np.full(moments, np.nan) for name in ("iqm", "low", "high")} | {"counts": np.zeros(moments, int)}
+    if not moments:
+        return curve
+    present = ~np.isnan(np.concatenate(tasks))
+    kinds, kind_of = np.unique(present, axis=1, return_inverse=True)
+    for number, runs in enumerate(kinds.T):
+        here = np.flatnonzero(kind_of.ravel() == number)
+        in_task = np.split(runs, np.cumsum([len(task) for task in tasks])[:-1])
+        scores = [task[np.ix_(rows, here)] for task, rows in zip(tasks, in_task, strict=True)]
+        curve["iqm"][here], (curve["low"][here], curve["high"][here]) = bootstrap(scores, iqm_of_all)
+        curve["counts"][here] = runs.sum()
+    return curve
 
 
 def embed_videos(content: dict[str, Any], output: Path, one: int, together: int) -> int:
@@ -187,12 +209,13 @@ def embed_videos(content: dict[str, Any], output: Path, one: int, together: int)
             continue
         path = Path(run["video"])
         size = path.stat().st_size
-        name = path.name
+        name = printable(path.name)
         if size <= min(one, together):
             together -= size
             embedded += 1
             data = base64.b64encode(path.read_bytes()).decode()
             run["video"] = {"name": name, "source": f"data:video/mp4;base64,{data}"}
         else:
-            run["video"] = {"name": name, "link": quote(Path(os.path.relpath(path, output.parent)).as_posix())}
+            link = Path(os.path.relpath(path, output.parent)).as_posix()
+            run["video"] = {"name": name, "link": quote(os.fsencode(link))}
     return embedded

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import json
 import os
-import re
 import signal
 import sys
 import time
@@ -25,6 +24,7 @@ from semore_bench.checkpoint import Checkpoints
 from semore_bench.envs import STOPPING, EnvConfig, Step, Workers, episode_seed, is_vlm
 from semore_bench.evaluation import Episode, evaluate, film
 from semore_bench.memory import keep_freed_memory
+from semore_bench.names import folder_name
 from semore_bench.provenance import find_device, provenance, track
 from semore_bench.replay import Replay
 from semore_bench.rundir import (
@@ -112,7 +112,7 @@ class Run:
         args.resolve()
         self.args, self.agent_name = args, Path(agent_file).stem
         self.device = find_device(args.device)
-        default = Path("runs") / re.sub(r"[^\w.-]+", "_", args.env_id) / self.agent_name / f"seed-{args.seed}"
+        default = Path("runs") / folder_name(args.env_id) / self.agent_name / f"seed-{args.seed}"
         self.directory = Path(args.run_dir) if args.run_dir else default
         self._stop: int | None = None
         self._asked = 0.0

@@ -1,9 +1,7 @@
 """`semore-bench sweep`: a suite times agents times seeds, executed run by run until all are finished."""
 
-import csv
 import json
 import os
-import re
 import signal
 import statistics
 import sys
@@ -24,6 +22,8 @@ from rich.table import Table
 from semore_bench import suites
 from semore_bench.args import flag
 from semore_bench.executors import Job, LocalExecutor, Outcome, RayExecutor, read_status
+from semore_bench.names import folder_name, printable
+from semore_bench.records import UnusableRun, read_config, read_episodes
 from semore_bench.suites import Agent, Suite, Task
 from wrappers.errors import UserError
 
@@ -59,7 +59,7 @@ class Planned:
 
     def env_step(self) -> int:
         """How far it is."""
-        return int(read_status(self.job.run_dir).get("env_step", 0))
+        return read_status(self.job.run_dir).get("env_step") or 0
 
 
 def sweep(
@@ -119,6 +119,7 @@ def sweep(
         for run in runs:
             console.print(run.job.typed, markup=False, soft_wrap=True)
         return 0
+    runs_dir.mkdir(parents=True, exist_ok=True)  # before anything starts: it may be a file, or read-only
     _check_disk(runs, runs_dir)
     left = [run for run in runs if run.state() != "finished"]
     outcomes, signalled = {}, 0
@@ -152,6 +153,10 @@ def plan(
     wanted = [task for task in suite.tasks if not tasks or any(word in task.env_id for word in tasks)]
     if not wanted:
         raise UserError(f"--tasks {' '.join(tasks)}: {suite.name} has {', '.join(task.env_id for task in suite.tasks)}")
+    folders: dict[str, str] = {}
+    for task in wanted:
+        if (other := folders.setdefault(folder_name(task.env_id), task.env_id)) != task.env_id:
+            raise UserError(f"{suite.file}: {other} and {task.env_id} share the folder {folder_name(other)}; keep one")
     return [
         _planned(suite, task, agent, seed, runs_dir, environment or {})
         for seed in range(1, seeds + 1)
@@ -161,8 +166,7 @@ def plan(
 
 
 def _planned(suite: Suite, task: Task, agent: Agent, seed: int, runs_dir: Path, environment: dict[str, str]) -> Planned:
-    folder = re.sub(r"[^\w.-]+", "_", task.env_id)
-    run_dir = runs_dir / suite.name / folder / agent.name / f"seed-{seed}"
+    run_dir = runs_dir / suite.name / folder_name(task.env_id) / agent.name / f"seed-{seed}"
     flags = suite.flags(agent, task)
     typed = {"env_id": flags.pop("env_id"), "seed": seed, "run_dir": run_dir} | flags
     args = agent.args(**{**typed, "run_dir": str(run_dir)})
@@ -187,12 +191,18 @@ def _planned(suite: Suite, task: Task, agent: Agent, seed: int, runs_dir: Path, 
 
 
 def _check_same(run_dir: Path, args: dict, agent_file: str) -> None:
-    """Refuses to count a run of earlier settings, or of another agent file, as one of this sweep."""
-    try:
-        config = json.loads((run_dir / "config.json").read_text("utf-8"))
-    except FileNotFoundError:
+    """Refuses to count a run of earlier settings, or of another agent file, as one of this sweep.
+
+    A damaged one is left to the agent, which refuses it: its run fails, and the others go on.
+    """
+    if not (run_dir / "config.json").exists():
         return
-    before, now = config["args"] | {"agent": config["agent"]}, args | {"agent": agent_file}
+    try:
+        config = read_config(run_dir)
+    except UnusableRun as reason:
+        print(f"note: {printable(str(run_dir))}: {reason}", file=sys.stderr)
+        return
+    before, now = config["args"] | {"agent": config["agent_file"]}, args | {"agent": agent_file}
     changed = [
         f"{flag(name)} was {before[name]} and now is {now[name]}"
         for name in now
@@ -381,14 +391,14 @@ class Watch:
         print_now = not self.console.is_terminal and time.monotonic() - self._lined > SECONDS_BETWEEN_LINES
         for run in self._futures.values():
             status = read_status(run.job.run_dir)
-            if status.get("state") != "running" or status["heartbeat"] < self._began:
+            if status.get("state") != "running" or (status["heartbeat"] or 0) < self._began:
                 continue
-            state = f"{status['env_step']:,} of {run.total_env_steps:,} env steps"
+            state = f"{status['env_step'] or 0:,} of {run.total_env_steps:,} env steps"
             if status["last_return"] is not None:
                 state += f", last return {status['last_return']:.0f}"
             if run not in self._bars:
                 self._bars[run] = self._progress.add_task(run.name, total=run.total_env_steps, state="")
-            self._progress.update(self._bars[run], completed=status["env_step"], state=state)
+            self._progress.update(self._bars[run], completed=status["env_step"] or 0, state=state)
             if print_now:
                 self._say(f"{run.name}: {state}")
         if print_now:
@@ -413,10 +423,10 @@ def _print_summary(console: Console, runs: list[Planned], outcomes: dict[Planned
             run.env_id,
             run.agent,
             str(run.seed),
-            status.get("state", "not begun"),
-            f"{status.get('env_step', 0):,}",
+            printable(status.get("state", "not begun")),
+            f"{status.get('env_step') or 0:,}",
             _final_return(run),
-            _duration(status.get("wall_seconds", 0)),
+            _duration(status.get("wall_seconds") or 0),
             str(attempts or ""),
         )
     console.print(table)
@@ -426,10 +436,13 @@ def _final_return(run: Planned) -> str:
     """Mean return of the last evaluation of a finished run, else empty."""
     if run.state() != "finished":
         return ""
-    with open(run.job.run_dir / "eval.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    last = [float(row["episode_return"]) for row in rows if row["env_step"] == rows[-1]["env_step"]]
-    return f"{statistics.mean(last):.1f}"
+    try:
+        episodes = read_episodes(run.job.run_dir)
+    except UnusableRun as reason:
+        return f"unknown ({reason})"
+    returns = zip(episodes["env_step"], episodes["episode_return"], strict=True)
+    last = [value for step, value in returns if step == episodes["env_step"][-1]]
+    return f"{statistics.mean(last):.1f}" if last else "unknown (no evaluation)"
 
 
 def _duration(seconds: float) -> str:

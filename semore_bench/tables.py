@@ -1,7 +1,7 @@
 """`semore-bench table`: agents compared per task and over a suite, with intervals and every seed accounted for."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 import tyro
 
+from semore_bench.collect import open_results
 from semore_bench.estimates import aggregate, bootstrap, probability_of_improvement
-from semore_bench.frames import PUBLISHED, Results, open_results
+from semore_bench.frames import Results
+from semore_bench.names import PUBLISHED, printable
 from wrappers.errors import UserError
 
 ALL = "all tasks"
@@ -52,9 +54,10 @@ def table(
         output: Folder for table.md, table.csv and table.tex.
     """
     made = make_table(open_results(runs, suite, published), at, baseline)
-    print(markdown(made), end="")
     if output is not None:
         write_table(made, output)
+    print(markdown(made), end="")
+    if output is not None:
         print(f"\nwrote table.md, table.csv and table.tex to {output}")
 
 
@@ -111,19 +114,23 @@ def seed_census(results: Results, scores: pd.DataFrame) -> pd.DataFrame:
     tasks have it, among own agents and for each published agent by itself.
     """
     states = {(run["agent"], run["task"], run["seed"]): run["state"] for run in results.runs}
-    found = set(states) | set(zip(scores.agent, scores.task, scores.seed, strict=True))
+    seeds: dict[tuple[str, str], set[int]] = defaultdict(set)
+    scored: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for agent, task, seed in zip(scores.agent, scores.task, scores.seed, strict=True):
+        scored[agent, task].add(seed)
+    for agent, task, seed in (*states, *zip(scores.agent, scores.task, scores.seed, strict=True)):
+        seeds[agent, task].add(seed)
     rows = []
     for group in _groups(results.agents):
-        cells = [(agent, task.env_id) for agent in group for task in results.tasks]
-        have = {cell: {seed for agent, task, seed in found if (agent, task) == cell} for cell in cells}
-        counts = Counter(seed for seeds in have.values() for seed in seeds)
+        have = {(agent, task.env_id): seeds[agent, task.env_id] for agent in group for task in results.tasks}
+        counts = Counter(seed for own in have.values() for seed in own)
         filled = sum(map(bool, have.values()))
         expected = {seed for seed, count in counts.items() if 2 * count >= filled}
-        for (agent, task), seeds in have.items():
-            scored = set(scores.seed[(scores.agent == agent) & (scores.task == task)])
-            failed = {seed for seed in seeds if states.get((agent, task, seed)) == "failed"}
-            row = {"scored": scored, "failed": failed, "unfinished": seeds - scored - failed}
-            row |= {"missing": expected - seeds, "extra": seeds - expected}
+        for (agent, task), own in have.items():
+            done = scored[agent, task]
+            failed = {seed for seed in own if states.get((agent, task, seed)) == "failed"}
+            row = {"scored": done, "failed": failed, "unfinished": own - done - failed}
+            row |= {"missing": expected - own, "extra": own - expected}
             rows.append({"agent": agent, "task": task} | {name: sorted(values) for name, values in row.items()})
     return pd.DataFrame(rows)
 
@@ -183,7 +190,7 @@ def make_notes(results: Results, census: pd.DataFrame) -> Iterator[str]:
     uneven: dict[tuple[str, str], list[str]] = {}  # agent and what of its seeds -> tasks
     for row in census[begun].itertuples():
         for seed in row.failed:
-            lines = str(errors[row.agent, row.task, seed] or "").strip().splitlines()
+            lines = (errors[row.agent, row.task, seed] or "").strip().splitlines()
             yield f"{row.agent} on {row.task}: seed {seed} failed" + (f" ({lines[-1][:160]})" if lines else "")
         for kind in words:
             if seeds := getattr(row, kind):
@@ -253,20 +260,20 @@ def _document(
     end: str,
     note: Callable[[str], str],
 ) -> str:
-    text = caption(_one_line(made.caption))
+    text = caption(printable(made.caption))
     for task, rows in made.rows.groupby("task", sort=False):
         rows = rows[rows[["scored", "failed", "unfinished"]].any(axis=1)]
         if not len(rows):
             continue  # a note says where nothing was run at all, and who has no score on which tasks
         columns = _columns(made, rows, normalised=task == ALL)
-        text += title(_one_line(f"{task}, normalised" if task == ALL else task))
+        text += title(printable(f"{task}, normalised" if task == ALL else task))
         text += begin(list(columns))
         for cells in zip(*columns.values(), strict=True):
-            text += row([_one_line(cell) for cell in cells])
+            text += row([printable(cell) for cell in cells])
         text += end
     text += title("Notes")
     text += note("IQM: mean of the middle half of the runs; [95% stratified bootstrap interval over seeds]")
-    return text + "".join(note(_one_line(line)) for line in made.notes)
+    return text + "".join(note(printable(line)) for line in made.notes)
 
 
 def _columns(made: Table, rows: pd.DataFrame, normalised: bool) -> dict[str, list[str]]:
@@ -307,10 +314,6 @@ def _span(low: int, high: int) -> str:
     return str(low) if low == high else f"{low}–{high}"
 
 
-def _one_line(text: str) -> str:
-    return " ".join(str(text).split())
-
-
 def _bar(cells: Iterator[str]) -> str:
     return "| " + " | ".join(cells) + " |\n"
 
@@ -325,5 +328,7 @@ _LATEX |= {character: "\\" + character for character in "&%$#_{}"}
 
 
 def _ampersands(cells: list[str]) -> str:
-    escaped = ("".join(_LATEX.get(character, character) for character in cell) for cell in cells)
+    escaped = ["".join(_LATEX.get(character, character) for character in cell) for cell in cells]
+    if escaped[0].startswith(("[", "*")):
+        escaped[0] = "{}" + escaped[0]  # the end of the row before would take it for its argument
     return " & ".join(escaped) + r" \\" + "\n"

@@ -58,9 +58,14 @@ def view(
     """
     if output.suffix.lower() not in (".mp4", ".png"):
         raise UserError(f"cannot write {output}: expected a name that ends in .mp4 or .png")
-    for flag, value in (("--steps", steps), ("--fps", fps)):
-        if value <= 0:
-            raise UserError(f"{flag} must be more than 0, got {value}")
+    numbers = {"image-size": image_size, "action-repeat": action_repeat, "annotate-every": annotate_every}
+    for flag, value in ({"steps": steps} | numbers).items():
+        if value < 1:
+            raise UserError(f"--{flag} must be at least 1, got {value}")
+    if not 0 < fps <= 1000:
+        raise UserError(f"--fps must be more than 0 and at most 1000, got {fps}")
+    if seed < 0:
+        raise UserError(f"--seed must not be negative, got {seed}")
     check_annotator(annotator)
     config = EnvConfig(
         image_size=image_size,

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from semore_bench import estimates
-from semore_bench.frames import UnusableRun, collect, find_runs
+from semore_bench.collect import collect
 from semore_bench.plots import (
     COLOURS,
     Curve,
@@ -21,8 +21,10 @@ from semore_bench.plots import (
     plot_efficiency,
     plot_profiles,
     plot_runs,
+    results_curves,
     save,
 )
+from semore_bench.records import UnusableRun, find_runs
 from tests import synthetic_runs
 from tests.synthetic_runs import REACHER, WALKER, write_suite, write_sweep
 from wrappers.errors import UserError
@@ -163,17 +165,19 @@ def test_an_evaluation_file_without_rows_counts_as_none(tmp_path, content):
         load_curve(run)
 
 
-def test_rows_that_are_not_numbers_are_left_out(tmp_path):
+@pytest.mark.parametrize("row", ["\0\0", "2000,,,,,,,,", "3000,1500,7,8.0,500,0.0,0.0,1.5,0,many", "4000,2000,7,9"])
+def test_rows_that_are_not_as_they_were_written_are_named(tmp_path, row):
     run = write_run(tmp_path, evaluations={0: [1], 1000: [5]})
-    with (run / "eval.csv").open("ab") as file:
-        file.write(b"\0\0\0\xff\n2000,,,,,,,,\n3000,1500,7,8.0,500,0.0,0.0,1.5,0,too,many,cells\n4000,2000,7,9\n")
-    assert load_curve(run).steps.tolist() == [0, 1000, 4000]
+    with (run / "eval.csv").open("a") as file:
+        file.write(f"{row}\n2000,500,7,9.0,500,0,0,1.5,0\n")
+    with pytest.raises(UnusableRun, match=r"eval\.csv is damaged: line 4"):
+        load_curve(run)
 
 
 def test_a_file_without_the_column_is_named(tmp_path):
     run = write_run(tmp_path)
     (run / "eval.csv").write_text("env_step,score\n1,2\n")
-    with pytest.raises(UnusableRun, match=r"eval\.csv has no column episode_return"):
+    with pytest.raises(UnusableRun, match=r"eval\.csv is damaged: it has no column episode_return"):
         load_curve(run)
 
 
@@ -189,7 +193,7 @@ def test_a_damaged_config_is_told_from_a_missing_result(tmp_path, config):
 
 def test_runs_are_found_below_folders_and_only_once(tmp_path):
     runs = [write_run(tmp_path, seed=seed, evaluations={0: [1]}) for seed in range(3)]
-    assert sorted(find_runs([tmp_path, runs[1], runs[1] / ".." / "seed-2"])) == runs
+    assert sorted(find_runs([tmp_path, runs[1], runs[1] / ".." / "seed-2"]).runs) == runs
 
 
 def test_folders_without_runs_are_refused(tmp_path):
@@ -324,3 +328,20 @@ def test_agents_on_most_tasks_come_first(tmp_path):
     labels = [text.get_text() for text in plot_runs([tmp_path]).legends[0].get_texts()]
     assert labels == ["all (1 seed)", "both (1 seed)", "about_one (1 seed)"]
     assert collect([tmp_path]).agents == ["all", "both", "about_one"]  # the same in the other figures and on the page
+
+
+NAMES = ("a$x_$b", "_mine", "[ours]", r"\frac{", "x" * 200)
+
+
+@pytest.mark.parametrize("kind", ["curves", "profiles", "efficiency"])
+def test_names_stand_in_legends_as_they_are(tmp_path, kind):
+    """Matplotlib takes dollars for mathematics, and leaves out what begins with an underscore."""
+    suite = write_suite(tmp_path / "tiny.toml", WALKER)
+    results = collect([write_sweep(tmp_path / "tiny", agents=NAMES, tasks=(WALKER,))], suite)
+    draw = {"profiles": plot_profiles, "efficiency": plot_efficiency}.get(kind)
+    figure = draw(results) if draw else plot_curves(results_curves(results))
+    save(figure, tmp_path / "a.svg")
+    shown = [text.get_text().removesuffix(" (3 seeds)") for text in figure.legends[0].get_texts()]
+    assert sorted(name[:50] for name in shown) == sorted(name[:50] for name in NAMES)
+    drawn = "".join(ElementTree.parse(tmp_path / "a.svg").getroot().itertext())
+    assert all(name in drawn for name in NAMES[:-1])

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from semore_bench import estimates
 from semore_bench.plots import COLOURS
 from semore_bench.report import report
 from semore_bench.videos import VideoWriter
+from tests import synthetic_runs
 from tests.browser import CHROMIUM, Browser, browser
 from tests.synthetic_runs import REACHER, WALKER, write_run, write_suite, write_sweep
 from wrappers.errors import UserError
@@ -137,6 +140,31 @@ def test_runs_that_have_only_begun_give_a_page_too(tmp_path):
     assert any("seed 1 not there yet" in note for note in content(tmp_path / "a.html")["notes"])
     with pytest.raises(UserError, match="--baseline typo is not among the agents: drq_sac"):
         report((tmp_path / "runs",), baseline="typo", output=tmp_path / "b.html")
+
+
+@pytest.mark.parametrize(("agents", "seeds", "evaluations"), [(20, 5, 200), (1, 2, 10_000)])
+def test_twenty_thousand_evaluations_take_seconds_and_little_memory(tmp_path, monkeypatch, agents, seeds, evaluations):
+    """In processor time: the machine may have other work."""
+    monkeypatch.setattr(synthetic_runs, "BUDGET", 10 * evaluations)
+    monkeypatch.setattr(synthetic_runs, "EVERY", 10)
+    random = np.random.default_rng(0)
+    for agent in range(agents):
+        for seed in range(seeds):
+            returns = {10 * (step + 1): [float(random.uniform(0, 1000))] for step in range(evaluations)}
+            write_run(tmp_path / "runs", WALKER, f"agent_{agent}", seed, returns)
+    script = (
+        "import resource, sys, pathlib; from semore_bench.report import report\n"
+        "report((pathlib.Path(sys.argv[1]),), output=pathlib.Path(sys.argv[2]))\n"
+        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "print(used.ru_utime + used.ru_stime, used.ru_maxrss)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "runs"), str(tmp_path / "a.html")]
+    seconds, kilobytes = map(float, subprocess.check_output(command, text=True).splitlines()[-1].split())
+    assert seconds < 10
+    assert kilobytes < 1e6
+    (curve, *_) = content(tmp_path / "a.html")["curves"][WALKER].values()
+    assert len(curve["steps"]) == len(curve["low"]) == evaluations
+    assert all(low <= point <= high for low, point, high in zip(curve["low"], curve["iqm"], curve["high"], strict=True))
 
 
 def test_many_agents_differ_by_colour_and_dash(tmp_path):

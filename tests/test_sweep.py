@@ -105,7 +105,7 @@ def processes(run: Path) -> list[int]:
 
 
 def count(run: Path) -> int:
-    return int(executors.read_status(run).get("env_step", 0))
+    return executors.read_status(run).get("env_step") or 0
 
 
 def gone(ids: list[int]) -> bool:
@@ -356,10 +356,11 @@ def test_the_plan_counts_what_is_left_and_measures_how_long_it_takes(tmp_path, c
 def test_finished_runs_of_other_settings_or_another_file_are_not_counted(tmp_path, change, words):
     (run, *_) = make_plan(tmp_path, seeds=1)
     run.job.run_dir.mkdir(parents=True)
-    (run.job.run_dir / "config.json").write_text(json.dumps({"agent": "fake_agent", "args": {}} | change))
+    config = {"agent": "fake_agent", "env_id": "A/one-v0", "seed": 1, "args": {}}
+    (run.job.run_dir / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(UserError, match=words):
         make_plan(tmp_path, seeds=1)
-    (run.job.run_dir / "config.json").write_text(json.dumps({"agent": "fake_agent", "args": {"seed": 1}}))
+    (run.job.run_dir / "config.json").write_text(json.dumps(config | {"args": {"seed": 1}}))
     make_plan(tmp_path, seeds=1)
 
 

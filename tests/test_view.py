@@ -77,7 +77,7 @@ def test_strip_shows_six_moments_of_every_signal(tmp_path):
 def test_mistakes_are_refused_before_anything_is_made(tmp_path):
     with pytest.raises(UserError, match=r"ends in \.mp4 or \.png"):
         view(ENV_ID, tmp_path / "view.gif")
-    with pytest.raises(UserError, match="--steps must be more than 0, got 0"):
+    with pytest.raises(UserError, match="--steps must be at least 1, got 0"):
         view(ENV_ID, tmp_path / "view.mp4", steps=0)
     with pytest.raises(UserError, match="dm_control/cartpole-swingup-v0"):
         view("dm_control/cartpole-swingupp-v0", tmp_path / "view.mp4")

@@ -56,11 +56,16 @@ def train_guidance(
     for flag, value in numbers.items():
         if value < 1:
             raise UserError(f"--{flag} must be at least 1, got {value}")
+    if seed < 0:
+        raise UserError(f"--seed must not be negative, got {seed}")
     trained = [domain for domain in domains if domain != leave_out]
     if not trained or batch_size < 8:
         raise UserError("nothing to learn from: give at least one domain besides --leave-out, and --batch-size 8")
     if keep_clip and not (output / "clip" / "open_clip_config.json").is_file():
         raise UserError(f"there is no CLIP in {output / 'clip'} to keep: leave --keep-clip out, and it is made")
+
+    for folder in (output, cache):  # before hours of work: it may be a file, or read-only
+        folder.mkdir(parents=True, exist_ok=True)
 
     from semore_bench.guidance.cards import write_cards
     from semore_bench.guidance.dense import save_dense_head, train_dense_head

@@ -26,6 +26,9 @@ function swatch(name) {
 
 const colour = (name) => agents.get(name).colour ?? "var(--ink)";
 const dash = (name) => ["none", "6 3", "2 3"][agents.get(name).dash];
+// a spread as arguments, as in Math.max(...values), fails from some hundred thousand values on
+const largest = (values, atLeast) => values.reduce((a, b) => Math.max(a, b), atLeast);
+const smallest = (values, atMost) => values.reduce((a, b) => Math.min(a, b), atMost);
 const isNumber = (value) => typeof value === "number";
 const number = (value, digits) => (isNumber(value) ? value.toFixed(digits) : "–");
 const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
@@ -95,13 +98,13 @@ function drawLeaderboard() {
     return;
   }
   const tops = rows.flatMap((row) => [row.iqm, row.iqm_high, row.mean]).filter(isNumber);
-  const top = Math.max(...tops, 1e-9);
+  const top = largest(tops, 1e-9);
   const digits = digitsFor(top);
   const success = rows.some((row) => isNumber(row.success_rate));
   const columns = [
     ["", "rank", (row, index) => [String(index + 1)]],
     ["Agent", "agent", (row) => [swatch(row.agent), row.agent]],
-    ["IQM and interval", "plot", (row) => [intervalPlot(row, Math.min(0, ...tops), top)]],
+    ["IQM and interval", "plot", (row) => [intervalPlot(row, smallest(tops, 0), top)]],
     ["IQM", "number", (row) => [element("strong", {}, number(row.iqm, digits)), range(row, "iqm", digits)]],
     ["Mean ± std", "number", (row) => [`${number(row.mean, digits)} ± ${number(row.std, digits)}`]],
     ["Median", "number", (row) => [number(row.median, digits)]],
@@ -179,8 +182,8 @@ function curvePlot(name, width) {
   const margin = { left: 40, right: 10, top: 8, bottom: 24 };
   const height = Math.round(Math.min(360, Math.max(200, width * 0.56)));
   const values = curves.flatMap(([, c]) => [...c.high, ...c.low, ...c.iqm, ...c.seeds.flatMap((s) => s.values)]).filter(isNumber);
-  const bottom = Math.min(0, ...values), top = Math.max(...values, task && task.unit === "success rate" ? 1 : 1e-9);
-  const last = task ? Math.max(task.budget, ...curves.flatMap(([, c]) => c.steps)) : 1;
+  const bottom = smallest(values, 0), top = largest(values, task && task.unit === "success rate" ? 1 : 1e-9);
+  const last = task ? largest(curves.flatMap(([, c]) => c.steps), task.budget) : 1;
   const x = (step) => margin.left + (step / last) * (width - margin.left - margin.right);
   const y = (value) => height - margin.bottom - ((value - bottom) / (top - bottom)) * (height - margin.top - margin.bottom);
   const path = (steps, points) => steps.map((step, i) => `${i ? "L" : "M"}${x(step).toFixed(1)},${y(points[i]).toFixed(1)}`).join("");
@@ -225,7 +228,7 @@ function curvePlot(name, width) {
       if (at < 0) continue;
       marks.append(element("circle", { class: "dot", cx: x(step), cy: y(c.iqm[at]), r: 4, fill: colour(agent) }));
       const range = isNumber(c.low[at]) ? `  ${number(c.low[at], digits)}–${number(c.high[at], digits)}` : "";
-      const fewer = c.counts[at] < Math.max(...c.counts) ? `  ${plural(c.counts[at], task ? "seed" : "run")}` : "";
+      const fewer = c.counts[at] < largest(c.counts, 0) ? `  ${plural(c.counts[at], task ? "seed" : "run")}` : "";
       lines.push([c.iqm[at], agent, range + fewer]);
     }
     lines.sort((a, b) => b[0] - a[0]);
@@ -267,7 +270,7 @@ function seedPlot(name, width) {
   const rows = data.rows.filter((row) => row.task === name && visible(row.agent));
   const dots = data.dots.filter(([task, agent]) => task === name && visible(agent));
   const values = dots.map((dot) => dot[3]).filter(isNumber);
-  const low = Math.min(0, ...values), high = Math.max(...values, tasks.get(name).unit === "success rate" ? 1 : 1e-9);
+  const low = smallest(values, 0), high = largest(values, tasks.get(name).unit === "success rate" ? 1 : 1e-9);
   const gap = 26, label = Math.min(150, width * 0.36), height = rows.length * gap + 24;
   const x = (value) => label + ((value - low) / (high - low)) * (width - label - 10);
   const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": `Final scores of every seed on ${name}` });

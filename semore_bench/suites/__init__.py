@@ -1,23 +1,23 @@
 """Suites: tasks, budgets and settings in TOML, checked against the agents' own flags before anything runs."""
 
 import dataclasses
-import difflib
 import importlib.util
 import re
 import sys
-import tomllib
-import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from semore_bench import listing
 from semore_bench.args import CommonArgs, flag
+from semore_bench.names import did_you_mean
+from semore_bench.reading import Absent, Finite, Positive, Unreadable, check_fields, described, fits, read_toml, spelt
 from wrappers.errors import UserError
 
-TASK_KEYS = ("env_id", "total_env_steps", "bounds", "agents")
-"""what a task may hold besides flags: `bounds` are the scores that count as 0 and 1 in tables"""
+TOP = {"name": str, "description": str | None, "settings": dict | None, "agents": dict | None, "tasks": list[dict]}
+TASK = {"env_id": str, "total_env_steps": Positive, "bounds": tuple[Finite, Finite] | None, "agents": dict | None}
+"""what a suite and a task of it may hold, besides flags"""
 SWEEP_FLAGS = {"seed": "--seeds", "run_dir": "--runs-dir", "fresh": "another --runs-dir"}
 """flags that a suite must not set, and what says it instead"""
 
@@ -33,11 +33,15 @@ class Agent:
 
 @dataclass(frozen=True)
 class Task:
-    """An environment with the flags that all agents share there, and those of single agents."""
+    """An environment with the flags that all agents share there, and those of single agents.
+
+    `bounds`: the scores that count as 0 and 1 in tables, None where the file does not say.
+    """
 
     env_id: str
     flags: Mapping[str, Any]
     agents: Mapping[str, Mapping[str, Any]]
+    bounds: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Suite:
         known = listing.agents()
         if target not in known:
             names = sorted({*known, *self.agents} - {target})
-            raise UserError(f"there is no agent {target!r}{_nearest(target, names)}; a file of yours ends in .py")
+            raise UserError(f"there is no agent {target!r}{did_you_mean(target, names, 'A file of yours ends in .py')}")
         return _load_agent(name, listing.ROOT / "agents" / f"{target}.py")
 
     def flags(self, agent: Agent, task: Task) -> dict[str, Any]:
@@ -102,12 +106,10 @@ class Suite:
             raise UserError(f"{self.file}: {where}: {key} is the sweep's to say; use {SWEEP_FLAGS[key]}")
         if key not in hints or key == "env_id":
             fields = [name for name in hints if name != "env_id" and name not in SWEEP_FLAGS]
-            raise UserError(
-                f"{self.file}: {where}: {agent.name} has no flag {key!r}{_nearest(key, fields)}; "
-                f"`python {shown(agent.file)} --help` explains each"
-            )
-        if not _fits(value, hints[key]):
-            raise UserError(f"{self.file}: {where}: {key} must be {_described(hints[key])}, got {_toml(value)}")
+            help_ = f"`python {shown(agent.file)} --help` explains each"
+            raise UserError(f"{self.file}: {where}: {agent.name} has no flag {key!r}{did_you_mean(key, fields, help_)}")
+        if not fits(value, hints[key]):
+            raise UserError(f"{self.file}: {where}: {key} must be {described(hints[key])}, got {spelt(value)}")
 
 
 def load_suite(name: str) -> Suite:
@@ -117,54 +119,58 @@ def load_suite(name: str) -> Suite:
         UserError: there is no such suite, or its file is wrong; says file, key, and what was expected.
     """
     file = Path(name) if name.endswith(".toml") else listing.SUITES / f"{name}.toml"
-    if not file.is_file():
-        if name.endswith(".toml"):
-            raise UserError(f"there is no file {name}; expected a suite, or one of {', '.join(listing.suites())}")
-        hint = _nearest(name, listing.suites())
-        raise UserError(f"there is no suite {name!r}{hint}; a file of yours ends in .toml")
+    if not name.endswith(".toml") and name not in listing.suites():
+        hint = did_you_mean(name, listing.suites(), "A file of yours ends in .toml")
+        raise UserError(f"there is no suite {name!r}{hint}")
     try:
-        content = tomllib.loads(file.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not TOML: {error}") from None
+        return _read_suite(file)
+    except Absent:
+        raise UserError(f"there is no file {name}; expected a suite, or one of {', '.join(listing.suites())}") from None
+    except Unreadable as error:
+        raise UserError(f"{file}: {error}") from None
 
-    def take(table: dict[str, Any], where: str, key: str, kind: Any, default: Any = None) -> Any:
-        value = table.get(key, default)
-        if value is None:
-            raise UserError(f"{file}: {where}{key} is missing; expected {_described(kind)}")
-        if not _fits(value, kind):
-            raise UserError(f"{file}: {where}{key} must be {_described(kind)}, got {_toml(value)}")
-        return value
 
-    top = ("name", "description", "settings", "agents", "tasks")
+def _read_suite(file: Path) -> Suite:
+    content = read_toml(file)
     for key in content:
-        if key not in top:
-            raise UserError(f"{file}: unknown key {key!r}{_nearest(key, top)}; flags belong into [settings]")
-    suite = take(content, "", "name", str)
-    if not re.fullmatch(r"\w[\w.-]*", suite):
-        raise UserError(f"{file}: name must be letters, digits, -, _ and . (it names a folder), got {_toml(suite)}")
-    take(content, "", "description", str, "")
-    agents = take(content, "", "agents", dict, {})
+        if key not in TOP:
+            raise Unreadable(f"unknown key {key!r}{did_you_mean(key, TOP, 'Flags belong into [settings]')}")
+    content = check_fields(content, TOP)
+    if not re.fullmatch(r"\w[\w.-]{0,99}", content["name"]):
+        expected = "up to 100 letters, digits, -, _ and . (it names a folder)"
+        raise Unreadable(f"name must be {expected}, got {spelt(content['name'])}")
+    agents = content["agents"] or {}
+    check_fields(agents, dict.fromkeys(agents, dict), "agents")
     for agent in agents:
-        take(agents, "agents.", agent, dict)
-        take(agents[agent], f"[agents.{agent}] ", "agent", str, agent)
-    tables = take(content, "", "tasks", list[dict])
-    tasks = []
-    for number, table in enumerate(tables, 1):
-        env_id = take(table, f"[[tasks]] number {number}: ", "env_id", str)
-        where = f"[[tasks]] {env_id}: "
-        take(table, where, "total_env_steps", int)
-        take(table, where, "bounds", tuple[float, float], [0, 1])
-        own = take(table, where, "agents", dict, {})
-        for agent in own:
-            take(own, f"{where}agents.", agent, dict)
-        flags = {key: value for key, value in table.items() if key not in TASK_KEYS or key == "total_env_steps"}
-        tasks.append(Task(env_id, flags, own))
-    twice = {task.env_id for task in tasks if [other.env_id for other in tasks].count(task.env_id) > 1}
-    if twice:
-        raise UserError(f"{file}: [[tasks]]: {min(twice)} is there more than once")
+        check_fields(agents[agent], {"agent": str | None}, f"[agents.{agent}]")
+    tasks = [_read_task(table, number) for number, table in enumerate(content["tasks"], 1)]
     if not tasks:
-        raise UserError(f"{file}: tasks is empty; expected at least one [[tasks]] with env_id and total_env_steps")
-    return Suite(file, suite, take(content, "", "settings", dict, {}), agents, tuple(tasks))
+        raise Unreadable("tasks is empty; expected at least one [[tasks]] with env_id and total_env_steps")
+    twice = [task.env_id for task in tasks]
+    if twice := {env_id for env_id in twice if twice.count(env_id) > 1}:
+        raise Unreadable(f"[[tasks]]: {min(twice)} is there more than once")
+    return Suite(file, content["name"], content["settings"] or {}, agents, tuple(tasks))
+
+
+def _read_task(table: dict[str, Any], number: int) -> Task:
+    env_id = check_fields(table, {"env_id": str}, f"[[tasks]] number {number}")["env_id"]
+    if not env_id.isprintable() or not 0 < len(env_id) <= 200:
+        raise Unreadable(f"[[tasks]] number {number}: env_id must have 1 to 200 characters, got {spelt(env_id)}")
+    where = f"[[tasks]] {env_id}"
+    checked = check_fields(table, TASK, where)
+    agents = checked["agents"] or {}
+    check_fields(agents, dict.fromkeys(agents, dict), f"{where}: agents")
+    bounds = None if checked["bounds"] is None else check_bounds(checked["bounds"], where)
+    flags = {key: value for key, value in table.items() if key not in TASK or key == "total_env_steps"}
+    return Task(env_id, flags, agents, bounds)
+
+
+def check_bounds(bounds: Sequence[float], where: str) -> tuple[float, float]:
+    """The scores that count as 0 and 1; raises `Unreadable` unless the second is larger."""
+    low, high = bounds
+    if not low < high:
+        raise Unreadable(f"{where}: bounds must be two numbers, the lower one first, got {spelt(list(bounds))}")
+    return low, high
 
 
 def check(suite: Suite, chosen: Iterable[str] = ()) -> list[Agent]:
@@ -204,62 +210,30 @@ def shown(file: Path) -> Path:
 def _load_agent(name: str, file: Path) -> Agent:
     if not file.is_file():
         raise UserError(f"there is no agent file {file}")
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise UserError(f"the agent's name {name!r} names a folder: use letters, digits, -, _ and .")
+    if not re.fullmatch(r"\w[\w.-]{0,99}", name):
+        raise UserError(f"the agent's name {name!r} names a folder: use up to 100 letters, digits, -, _ and .")
     file = file.resolve()
     spec = importlib.util.spec_from_file_location(f"agent_{file.stem}", file)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where type hints are looked up
+    path = [*sys.path]
     sys.path.insert(0, str(file.parent))  # as if it were run
     try:
         spec.loader.exec_module(module)
+    except SystemExit:
+        raise UserError(
+            f'{file} exits when it is imported; put what it runs under `if __name__ == "__main__":`'
+        ) from None
     except Exception as error:
         raise UserError(f"{file} cannot be imported: {type(error).__name__}: {error}; run it with --help") from error
     finally:
-        sys.path.remove(str(file.parent))
+        sys.path[:] = path
     args = getattr(module, "Args", None)
     if not (dataclasses.is_dataclass(args) and isinstance(args, type) and issubclass(args, CommonArgs)):
         raise UserError(f"{file} is no agent: it has no dataclass Args(CommonArgs); begin with a copy of drq_sac.py")
+    try:
+        get_type_hints(args)
+        args()
+    except Exception as error:
+        raise UserError(f"{file}: Args cannot be made: {type(error).__name__}: {error}; run it with --help") from error
     return Agent(name, file, args)
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {nearest[0]!r}?" if nearest else f"; expected one of {', '.join(known)}"
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a TOML value is of the type that a flag is annotated with; whole numbers are numbers, too."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return any(value == allowed and type(value) is type(allowed) for allowed in arguments)
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, one) for one in arguments)
-    if origin in (tuple, list):
-        if origin is tuple and arguments[-1] is not ...:
-            return isinstance(value, list) and len(value) == len(arguments) and all(map(_fits, value, arguments))
-        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is kind
-
-
-def _described(kind: Any) -> str:
-    """A type in words."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return f"one of {', '.join(map(_toml, arguments))}"
-    if origin in (Union, types.UnionType):
-        return " or ".join(_described(one) for one in arguments if one is not type(None))
-    if origin is tuple and arguments[-1] is not ...:
-        return f"a list of {' and '.join(map(_described, arguments))}"
-    if origin in (tuple, list):
-        return f"a list, each {_described(arguments[0])}"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text in quotes", dict: "a table"}
-    return names.get(kind, str(kind))
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return f'"{value}"' if isinstance(value, str) else str(value)
