@@ -54,7 +54,7 @@ class Grounder(nn.Module):
             The mean loss of the last 50 updates.
         """
         optimizer = torch.optim.AdamW(self.parameters(), weight_decay=1e-4)
-        places, device = vocabulary.places(replay.names), self.classify[-1].weight.device
+        places, device = vocabulary.places(replay.named()[0], replay.names), self.classify[-1].weight.device
         share = vocabulary.targets(replay.sample_annotated(256), places)[0].mean((0, 2, 3))
         losses = []
         for number in range(updates):

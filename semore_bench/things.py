@@ -51,7 +51,7 @@ class Vocabulary(nn.Module):
         named = ((classes[:, :, None] == numbers) & (importance[:, :, None] > 0)).any(1)  # (frames, names)
         weight = np.where(classes[:, :, None] == numbers, importance[:, :, None], 0).sum((0, 1))
         embeddings = np.stack([names[number][1] for number in numbers])
-        similar, together = embeddings @ embeddings.T > SYNONYMS, named.T.astype(int) @ named.astype(int) > 0
+        similar, together = embeddings @ embeddings.T > SYNONYMS, occur_together(classes, numbers)
         chosen: list[int] = []
         joined = np.zeros(len(numbers))  # weight, with that of synonyms
         for index in np.lexsort((np.arange(len(numbers)), -weight)):
@@ -67,15 +67,26 @@ class Vocabulary(nn.Module):
         self.names = tuple(names[numbers[index]][0] for index in kept)
         self._embeddings = embeddings[kept]
 
-    def places(self, names: Mapping[int, tuple[str, np.ndarray]]) -> dict[int, int]:
-        """Number of a name in the replay -> its place in the vocabulary, that of a synonym too; -1 for others."""
+    def places(self, classes: np.ndarray, names: Mapping[int, tuple[str, np.ndarray]]) -> dict[int, int]:
+        """Number of a name in the replay -> its place in the vocabulary, that of a synonym too; -1 for others.
+
+        A synonym's text embedding is similar, and no annotation has both (`classes`, see `Replay.named`). Background
+        classes stand in every annotation, so none is taken for a thing, however alike a text model finds the words.
+        """
+        numbers = np.array(sorted(names))
+        together = occur_together(classes, numbers)
+        columns = {names[number][0]: column for column, number in enumerate(numbers)}
         places = {}
-        for number, (name, embedding) in names.items():
+        for column, number in enumerate(numbers.tolist()):
+            name, embedding = names[number]
             if name in self.names:
                 places[number] = self.names.index(name)
-            else:
-                similarity = self._embeddings @ embedding
-                places[number] = int(similarity.argmax()) if similarity.max(initial=-1) > SYNONYMS else -1
+                continue
+            similarity = self._embeddings @ embedding
+            for place, other in enumerate(self.names):
+                if other in columns and together[column, columns[other]]:
+                    similarity[place] = -1
+            places[number] = int(similarity.argmax()) if similarity.max(initial=-1) > SYNONYMS else -1
         return places
 
     @staticmethod
@@ -93,6 +104,12 @@ class Vocabulary(nn.Module):
 
     def set_extra_state(self, state: dict[str, object]) -> None:
         self.names, self._embeddings = tuple(state["names"]), state["embeddings"].numpy()
+
+
+def occur_together(classes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Which names some annotation has side by side: classes (frames, K), of which `numbers` (n,) -> bool (n, n)."""
+    occurs = (classes[:, :, None] == numbers).any(1).astype(int)
+    return occurs.T @ occurs > 0
 
 
 def quarters(rgb: np.ndarray, shares: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -220,10 +237,11 @@ class Standardise(nn.Module):
 
     Args:
         size: numbers.
-        floor: added to the deviation, so that what hardly varies is not blown up.
+        floor: added to the deviation, so that the noise of what hardly varies is not blown up. The numbers of `moments`
+            have a natural scale, half an image's width: what varies by less than a tenth of that stays small.
     """
 
-    def __init__(self, size: int, floor: float = 1e-3):
+    def __init__(self, size: int, floor: float = 0.1):
         super().__init__()
         self.floor = floor
         self.register_buffer("mean", torch.zeros(size))

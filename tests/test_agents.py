@@ -108,7 +108,7 @@ def test_gradient_routing_is_the_table_of_the_method(tmp_path, pixels):
     """Class maps teach the grounder alone, critic, reward and dynamics never do; flow is measured, not learned."""
     agent, replay = make_semore(tmp_path, pixels=pixels, heads=pixels)
     batch = replay.sample_annotated(4)
-    target, named = agent.vocabulary.targets(batch, agent.vocabulary.places(replay.names))
+    target, named = agent.vocabulary.targets(batch, agent.vocabulary.places(replay.named()[0], replay.names))
     loss = grounding_loss(
         agent.grounder(batch.rgb), torch.from_numpy(target), torch.from_numpy(named), torch.ones(THINGS + 1)
     )

@@ -19,6 +19,8 @@ from semore_bench.things import (
     moments,
     quarters,
 )
+from wrappers.backends.annotators import make_annotator
+from wrappers.backends.scenes import DOMAINS
 
 SIZE = 64
 Y, X = (torch.from_numpy(grid).float() for grid in np.mgrid[0:SIZE, 0:SIZE])
@@ -108,13 +110,22 @@ def test_history_holds_places_last_change_and_motion_of_all_but_the_oldest_frame
 def test_standardised_values_have_mean_0_and_deviation_1_and_constants_are_not_blown_up():
     values = torch.randn(1000, 3) * torch.tensor([5.0, 0.1, 0.0]) + 2
     values[:, 2] += torch.randn(1000) * 1e-6
-    standardise = Standardise(3)
+    standardise = Standardise(3, floor=1e-3)
     standardise.fit(values)
     got = standardise(values)
     assert got.mean(0).abs().max() < 1e-2
     assert got.std(0)[:2].numpy() == pytest.approx([1, 1], rel=0.02)
     assert got[:, 2].abs().max() < 0.01
     assert standardise(values + 1e6).max() == 5
+
+
+def test_noise_of_what_hardly_moves_is_not_as_loud_as_what_moves():
+    values = torch.randn(1000, 2) * torch.tensor([0.3, 0.004])  # a thing's way, and a grounder's error
+    standardise = Standardise(2)
+    standardise.fit(values)
+    moves, noise = standardise(values).std(0).tolist()
+    assert 0.7 < moves < 1
+    assert noise < 0.05
 
 
 def names_of(*texts: str, dim: int = 16) -> dict[int, tuple[str, np.ndarray]]:
@@ -154,8 +165,34 @@ def test_synonyms_are_one_name_unless_a_frame_tells_them_apart():
     vocabulary = Vocabulary()
     vocabulary.choose(*annotations(*[{0: 1.0}] * 6, *[{1: 1.0}] * 5, *[{2: 0.5, 3: 0.4}] * 9), names)
     assert vocabulary.names == ("pole", "left leg", "right leg")
-    places = vocabulary.places(names)
-    assert places == {0: 0, 1: 0, 2: 1, 3: 2, 4: -1}
+    classes, _ = annotations(*[{0: 1.0}] * 6, *[{1: 1.0}] * 5, *[{2: 0.5, 3: 0.4}] * 9)
+    assert vocabulary.places(classes, names) == {0: 0, 1: 0, 2: 1, 3: 2, 4: -1}
+
+
+def test_a_background_class_is_no_things_synonym_however_alike_a_text_model_finds_them():
+    names = names_of("pole", "cart", "floor", "sky", "rod")
+    common = 10 * names[0][1]
+    names = {number: (name, unit(common + embedding)) for number, (name, embedding) in names.items()}
+    frames = [{0: 1.0, 1: 0.8, 2: 0.0, 3: 0.0}] * 8 + [{4: 0.9, 1: 0.8, 2: 0.0, 3: 0.0}] * 3 + [{2: 0.0, 3: 0.0}] * 4
+    classes, importance = annotations(*frames)
+    vocabulary = Vocabulary()
+    vocabulary.choose(classes, importance, names)
+    assert vocabulary.names == ("pole", "cart")
+    assert vocabulary.places(classes, names) == {0: 0, 1: 1, 2: -1, 3: -1, 4: 0}
+
+
+def test_embedded_models_find_many_words_alike_and_yet_no_background_is_a_thing():
+    annotator = make_annotator("embedded")
+    for parts in {tuple(part.name for part in domain.parts) for variants in DOMAINS.values() for domain in variants}:
+        words = parts[:THINGS] + tuple(annotator.background)
+        names = dict(enumerate(zip(words, annotator.clip.encode_classes(words), strict=True)))
+        relevance = {number: 1.0 if word in parts else 0.0 for number, word in enumerate(words)}
+        classes, importance = annotations(*[relevance] * 4)
+        vocabulary = Vocabulary()
+        vocabulary.choose(classes, importance, names)
+        assert set(vocabulary.names) == set(parts[:THINGS])
+        places = vocabulary.places(classes, names)
+        assert [places[number] == -1 for number in names] == [word not in parts for word in words], words
 
 
 def test_at_most_so_many_names_and_none_where_nothing_matters():
@@ -166,7 +203,7 @@ def test_at_most_so_many_names_and_none_where_nothing_matters():
     nothing = Vocabulary()
     nothing.choose(*annotations({0: 0.0, 1: 0.0}), names)
     assert len(nothing) == 0
-    assert nothing.places(names) == dict.fromkeys(names, -1)
+    assert nothing.places(np.zeros((0, 10), int), names) == dict.fromkeys(names, -1)
     empty = Vocabulary()
     empty.choose(*annotations({}, {}), {})
     assert len(empty) == 0
@@ -179,7 +216,8 @@ def test_a_vocabulary_survives_its_checkpoint(tmp_path):
     torch.save(vocabulary.state_dict(), tmp_path / "state.pt")
     again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert again.names == vocabulary.names
-    assert again.places(names) == vocabulary.places(names)
+    classes, _ = annotations({0: 0.8, 1: 1.0})
+    assert again.places(classes, names) == vocabulary.places(classes, names) == {0: 1, 1: 0}
 
 
 def batch_of(grid: int = 8, size: int = 16) -> AnnotatedBatch:
