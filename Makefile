@@ -1,6 +1,10 @@
 # Paths are relative on purpose: make cannot name a target whose path has a space in it.
 PYTHON ?= python3
 
+# Where it is set, as in many containers, every process compiles what it imports anew: four seconds for PyTorch alone,
+# several hundred times in the tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo test test-faults lint
 
 setup: .venv/installed
