@@ -91,7 +91,7 @@ def survives(behaviour: str, directory) -> None:
             assert not list(directory.rglob("*.npz")), "nothing of it is kept"
         server.reply = lambda request: USABLE["sane"]
         training.recovers()
-        training.annotator.close(timeout=60)
+        training.annotator.close(timeout=300)
 
 
 @pytest.mark.parametrize("behaviour", ALL)
@@ -114,7 +114,7 @@ def test_a_server_without_schemas_is_asked_without(status, faults, tmp_path):
         faults.made(),
         HostileServer(lambda r: error(status) if "response_format" in r else USABLE["sane"]) as server,
     ):
-        training = Training(server, tmp_path, timeout=60)
+        training = Training(server, tmp_path, timeout=300)
         for _ in range(2):
             number = training.step()
             training.until(lambda number=number: training.is_described(number))
@@ -137,4 +137,4 @@ def test_a_server_that_changes_its_ways_all_the_time(faults, tmp_path):
         server.reply = lambda request: USABLE["sane"]
         training.recovers()
         assert {a.caption for a in training.annotations.values()} <= {CAPTION, "pole"}
-        training.annotator.close(timeout=60)
+        training.annotator.close(timeout=300)
