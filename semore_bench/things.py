@@ -238,10 +238,10 @@ class Standardise(nn.Module):
     Args:
         size: numbers.
         floor: added to the deviation, so that the noise of what hardly varies is not blown up. The numbers of `moments`
-            have a natural scale, half an image's width: what varies by less than a tenth of that stays small.
+            have a natural scale, half an image's width: what varies by much less than this share of that stays small.
     """
 
-    def __init__(self, size: int, floor: float = 0.1):
+    def __init__(self, size: int, floor: float = 0.03):
         super().__init__()
         self.floor = floor
         self.register_buffer("mean", torch.zeros(size))
