@@ -16,13 +16,16 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import parse_env_id
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
-from gymnasium.wrappers import FlattenObservation, RescaleAction, TimeLimit, TransformObservation
+from gymnasium.wrappers import FlattenObservation, RescaleAction, StickyAction, TimeLimit, TransformObservation
 
 from semore_bench.memory import keep_freed_memory
 from semore_bench.tether import follow
 from wrappers import (
     ActionRepeat,
+    BrightestOfTwoFrames,
     CaptionObservation,
+    DiscreteAction,
+    LifeLoss,
     OpticalFlowObservation,
     PixelObservation,
     SeededMetaWorld,
@@ -34,9 +37,12 @@ from wrappers.backends.opengl import preload_triton, without_display
 from wrappers.errors import UserError
 
 META_WORLD = "Meta-World/"
+ATARI = "ALE/"
+ATARI_FRAMES = 108_000
+"""frames after which an Atari episode is cut (Machado et al. 2018): half an hour of play"""
 REGISTERED_BY = {
     "dm_control/": "shimmy",
-    "ALE/": "ale_py",
+    ATARI: "ale_py",
     "MiniGrid-": "minigrid",
     "BabyAI-": "minigrid",
     "MiniWorld-": "miniworld",
@@ -64,7 +70,10 @@ class EnvConfig:
     environment's usual one. `pixel_source` and `pixel_key`: where pixels come from, see `PixelObservation`; None where
     it finds them itself. `text`: put the caption into the observation. `state`: observe what the environment itself
     does, flattened, as "state" and nothing else; nothing is rendered. `true_things`: observe, as "state" beside the
-    pixels, the numbers of `semore_bench.things.moments` of the simulator's own class maps (privileged).
+    pixels, the numbers of `semore_bench.things.moments` of the simulator's own class maps (privileged). `actions`:
+    what the agent gives: vectors in [-1, 1], or numbers from 0; `Workers` refuse environments of the other kind.
+    `sticky_actions`: the probability that a simulator step repeats the action before instead; None for what the
+    environment itself does (0.25 in ALE's v5). `life_loss`: tell the replay where a life was lost.
     """
 
     image_size: int = 84
@@ -84,6 +93,9 @@ class EnvConfig:
     text: bool = False
     state: bool = False
     true_things: bool = False
+    actions: Literal["continuous", "discrete"] = "continuous"
+    sticky_actions: float | None = None
+    life_loss: bool = False
 
 
 def make_env(env_id: str, config: EnvConfig = EnvConfig()) -> gym.Env:
@@ -100,7 +112,7 @@ def make_env(env_id: str, config: EnvConfig = EnvConfig()) -> gym.Env:
     if (chosen := os.environ.get("MUJOCO_GL", "")).lower() not in backends:
         raise UserError(f"MUJOCO_GL={chosen} names no OpenGL backend; set it to egl or osmesa, or leave it unset")
     with _quietly():
-        return _wrap(_make_base(env_id), env_id, config)
+        return _wrap(_make_base(env_id, config), env_id, config)
 
 
 class _RescaleAction(RescaleAction):
@@ -115,7 +127,15 @@ def _wrap(env: gym.Env, env_id: str, config: EnvConfig) -> gym.Env:
         env = TimeLimit(env, DEFAULT_TIME_LIMIT)
     if isinstance(env.action_space, spaces.Box):
         env = _RescaleAction(VectorAction(env), -1.0, 1.0)
+    elif config.actions == "discrete" and isinstance(env.action_space, spaces.Discrete | spaces.MultiDiscrete):
+        env = DiscreteAction(env)
+    if config.sticky_actions is not None and not env_id.startswith(ATARI):
+        env = StickyAction(env, config.sticky_actions)
+    if env_id.startswith(ATARI) and config.action_repeat > 1:
+        env = BrightestOfTwoFrames(env)
     env = ActionRepeat(env, config.action_repeat)
+    if config.life_loss:  # at any of the steps
+        env = LifeLoss(env)
     if config.state:
         return _state_observation(env, env_id)
     env = PixelObservation(
@@ -196,10 +216,16 @@ class _Shape:
         raise NotImplementedError("an environment that was made for its spaces alone was stepped")
 
 
-def _make_base(env_id: str) -> gym.Env:
+def _make_base(env_id: str, config: EnvConfig) -> gym.Env:
     if env_id.startswith(META_WORLD):
         return _make_meta_world(env_id.removeprefix(META_WORLD))
-    return _make_registered(env_id)
+    return _make_registered(env_id, _atari_settings(config) if env_id.startswith(ATARI) else {})
+
+
+def _atari_settings(config: EnvConfig) -> dict[str, Any]:
+    """Frames are skipped by `ActionRepeat`, as everywhere; so each step of the environment is one frame."""
+    sticky = {} if config.sticky_actions is None else {"repeat_action_probability": config.sticky_actions}
+    return {"frameskip": 1, "max_episode_steps": ATARI_FRAMES, **sticky}
 
 
 @contextlib.contextmanager
@@ -212,14 +238,14 @@ def _quietly() -> Iterator[None]:
         yield
 
 
-def _make_registered(env_id: str) -> gym.Env:
+def _make_registered(env_id: str, settings: dict[str, Any]) -> gym.Env:
     for prefix, package in REGISTERED_BY.items():  # gymnasium.make says what is missing
         if env_id.startswith(prefix) and importlib.util.find_spec(package) is not None:
             importlib.import_module(package)
     if _is_malformed(env_id):
         raise _unknown(env_id)
     try:
-        return _make_rendered(env_id)
+        return _make_rendered(env_id, settings)
     except (gym.error.UnregisteredEnv, gym.error.DependencyNotInstalled, ModuleNotFoundError) as error:
         if isinstance(error, gym.error.UnregisteredEnv):
             raise _unknown(env_id) from None
@@ -250,17 +276,17 @@ def _unknown(env_id: str) -> UserError:
     return UserError(f"unknown environment id {env_id!r}; the nearest are {near}; `semore-bench list envs` shows all")
 
 
-def _make_rendered(env_id: str) -> gym.Env:
+def _make_rendered(env_id: str, settings: dict[str, Any]) -> gym.Env:
     """Makes an environment that renders, if it can: others may still have pixels in their observation."""
     try:
-        env = gym.make(env_id, render_mode="rgb_array", disable_env_checker=True)
+        env = gym.make(env_id, render_mode="rgb_array", disable_env_checker=True, **settings)
     except (TypeError, ValueError, AssertionError):
         # of a constructor that knows no render_mode, or not this one; if it is something else, it comes again
-        return gym.make(env_id, disable_env_checker=True)
+        return gym.make(env_id, disable_env_checker=True, **settings)
     if "rgb_array" in env.metadata.get("render_modes", ()):
         return env
     env.close()
-    return gym.make(env_id, disable_env_checker=True)
+    return gym.make(env_id, disable_env_checker=True, **settings)
 
 
 def _make_meta_world(task: str) -> gym.Env:
@@ -326,7 +352,7 @@ def _sent(info: dict[str, Any], is_first: bool = False) -> dict[str, Any]:
     an environment says may be of any shape and type, which vectorised environments cannot put together.
     """
     is_news = is_first or info.get("annotations")
-    names = "env_step", "success_any", *(CAPTION_INFO if is_news else ())
+    names = "env_step", "success_any", "life_lost", *(CAPTION_INFO if is_news else ())
     sent = {name: info[name] for name in names if name in info}
     success = success_of(info)
     return sent if success is None else sent | {"success": success}
@@ -369,11 +395,12 @@ class _Maker:
 class Step:
     """What one environment did: the action, its reward, the frame it led to, and the next episode where one ended.
 
-    `observation` is the last one of the episode if `terminated` or `truncated`; then `next_episode` holds the first
-    observation and info of the episode that follows, if one was asked for.
+    `action`: float32 (A,) in [-1, 1], or an int64 number where actions are discrete. `observation` is the last one of
+    the episode if `terminated` or `truncated`; then `next_episode` holds the first observation and info of the episode
+    that follows, if one was asked for.
     """
 
-    action: np.ndarray
+    action: np.ndarray | np.int64
     reward: float
     terminated: bool
     truncated: bool
@@ -422,6 +449,20 @@ def vector_env(env_id: str, config: EnvConfig, num_envs: int, autoreset_mode: Au
         return _Envs(makers, context="spawn", shared_memory=True, copy=False, autoreset_mode=autoreset_mode)
 
 
+ACTION_SPACES = {"continuous": spaces.Box, "discrete": spaces.Discrete}
+
+
+def _other_actions(env_id: str, space: spaces.Space, config: EnvConfig) -> UserError:
+    kind = type(space).__name__
+    if config.actions == "discrete":
+        what = "discrete ones; for continuous ones take agents/semore_sac.py, agents/drq_sac.py or another *_sac.py"
+    elif isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        what = "continuous ones; for discrete ones take agents/semore_dqn.py or agents/drq_dqn.py"
+    else:
+        what = "continuous ones; wrap the environment so that they are a Box or Discrete"
+    return UserError(f"{env_id} has {kind} actions and this agent needs {what}")
+
+
 class Workers:
     """Environments in spawned worker processes: `send` actions, do something else, `receive` what came of them.
 
@@ -431,7 +472,7 @@ class Workers:
         num_envs: number of worker processes.
 
     Raises:
-        UserError: as `make_env`, or the environment's actions are discrete.
+        UserError: as `make_env`, or the environment's actions are of another kind than the agent's.
     """
 
     def __init__(self, env_id: str, config: EnvConfig, num_envs: int = 1):
@@ -445,12 +486,10 @@ class Workers:
         self.observation_space: spaces.Dict = self._envs.single_observation_space
         self.action_space: spaces.Space = self._envs.single_action_space
         self._actions: np.ndarray | None = None
-        if not isinstance(self.action_space, spaces.Box):
+        self._dtype = np.int64 if config.actions == "discrete" else np.float32
+        if not isinstance(self.action_space, ACTION_SPACES[config.actions]):
             self.close()
-            raise UserError(
-                f"{env_id} has {type(self.action_space).__name__} actions and this agent needs continuous ones; "
-                "choose an environment with a Box action space, for example dm_control/cartpole-swingup-v0"
-            )
+            raise _other_actions(env_id, self.action_space, config)
 
     def reset(
         self, seeds: Sequence[int | None], actions: Sequence[np.ndarray] | None = None
@@ -468,8 +507,8 @@ class Workers:
         return [(_row(observations, i), _info(infos, i)) for i in range(self.num_envs)]
 
     def send(self, actions: np.ndarray) -> None:
-        """Starts a step in every environment; actions float32 (N, A) in [-1, 1]."""
-        self._actions = np.array(actions, np.float32)
+        """Starts a step in every environment; actions float32 (N, A) in [-1, 1], or int64 (N,) from 0."""
+        self._actions = np.array(actions, self._dtype)
         self._guarded(self._envs.step_async, self._actions)
 
     def receive(self, next_seeds: Iterator[int] | None = None) -> list[Step]:

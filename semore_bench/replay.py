@@ -20,7 +20,7 @@ from wrappers.backends.annotation import MAX_CLASSES, Annotation
 from wrappers.flow import encode_flow
 
 # What follows a frame in its ring.
-NEWEST, CONTINUES, TERMINATED, TRUNCATED = range(4)
+NEWEST, CONTINUES, TERMINATED, TRUNCATED, LIFE_LOST = range(5)
 
 _FRAMES_PER_STEP = 2  # the last one of an episode and the first one of the next
 _ANNOTATIONS_PER_STEP = 96  # at most, of an environment: as many as wait and are under way, see `AsyncAnnotator`
@@ -36,9 +36,10 @@ class Batch:
     """Transitions s_t -> s_{t+m}, m = min(n_step, steps left in the episode).
 
     `rgb`, `next_rgb`: uint8 (B, k, H, W, 3), oldest frame first, or None. `flow`, `next_flow`: uint8 (B, k-1, H, W, 2)
-    as `wrappers.flow.encode_flow` writes it, or None. `action`: float32 (B, A) in [-1, 1]. `reward`: float32 (B,), the
-    discounted sum of m rewards. `discount`: float32 (B,), discount**m, or 0 where the episode terminated (not where
-    a time limit cut it). `features`, `next_features`: float32 (B, k, F), or None, see `Replay.describe`.
+    as `wrappers.flow.encode_flow` writes it, or None. `action`: float32 (B, A) in [-1, 1], or int64 (B,). `reward`:
+    float32 (B,), the discounted sum of m rewards. `discount`: float32 (B,), discount**m, or 0 where the episode
+    terminated (not where a time limit cut it) or a life was lost, which ends the sum too. `features`, `next_features`:
+    float32 (B, k, F), or None, see `Replay.describe`.
     """
 
     rgb: np.ndarray | None
@@ -74,7 +75,7 @@ class Replay:
         directory: folder of the memory-mapped arrays; what is in it is taken over by `load_state_dict`.
         observation_space: Dict with `rgb`, and `flow` if there is any, or with `state` alone, which is kept as features
             (one environment's, without stacking).
-        action_dim: length of an action.
+        action_dim: length of an action, None for discrete ones: int64 numbers.
         capacity: transitions that can be sampled, all environments together.
         num_envs: number of environments, each with its own ring.
         frame_stack: frames per stack; the first frame of an episode is repeated to fill its first stacks.
@@ -96,7 +97,7 @@ class Replay:
         self,
         directory: str | Path,
         observation_space: spaces.Dict,
-        action_dim: int,
+        action_dim: int | None,
         *,
         capacity: int,
         num_envs: int = 1,
@@ -131,7 +132,7 @@ class Replay:
 
         ring, notes = (num_envs * self.slots,), (self.annotation_slots,)
         layout: dict[str, tuple[tuple[int, ...], Any]] = {
-            "action": ((*ring, action_dim), np.float32),
+            "action": (ring, np.int64) if action_dim is None else ((*ring, action_dim), np.float32),
             "reward": (ring, np.float32),
             "follows": (ring, np.uint8),
             "episode_step": (ring, np.int32),
@@ -179,7 +180,7 @@ class Replay:
             row = self._row(env, self._newest[env])
             self._arrays["action"][row] = step.action
             self._arrays["reward"][row] = step.reward
-            self._arrays["follows"][row] = CONTINUES
+            self._arrays["follows"][row] = LIFE_LOST if step.info.get("life_lost") else CONTINUES
             self._actions[env].append(step.action.copy())
             rows.append(self._write(env, step.observation, self._arrays["episode_step"][row] + 1, step.info))
             if step.next_episode is not None:
@@ -371,12 +372,13 @@ class Replay:
         end = position.copy()
         for _ in range(self.n_step):
             row = self._row(env, end)
-            moves = follows[row] == CONTINUES
+            loses = follows[row] == LIFE_LOST
+            moves = (loses | (follows[row] == CONTINUES)) & (discount > 0)
             reward += np.where(moves, discount * self._arrays["reward"][row], 0)
-            discount *= np.where(moves, np.float32(self.discount), 1)
+            discount *= np.where(moves, np.where(loses, np.float32(0), np.float32(self.discount)), 1)
             end += moves
         last = follows[self._row(env, end)]
-        full = end - position == self.n_step
+        full = (end - position == self.n_step) | (discount == 0)
         complete = (full | (last == TERMINATED) | (last == TRUNCATED)) & (end > position)
         return reward, discount * (last != TERMINATED), end, complete
 
@@ -460,7 +462,8 @@ class Replay:
         for name, rows in self._needed().items():
             self._storage.check(name, rows, state["digests"][name])
         self._saved = self._newest.copy(), self._annotated
-        self._actions = [[np.array(action, np.float32) for action in actions] for actions in state["actions"]]
+        dtype = self._arrays["action"].dtype
+        self._actions = [[np.array(action, dtype)[()] for action in actions] for actions in state["actions"]]
         self._names, self._next_name = dict(state["names"]), state["next_name"]
         self._name_embeddings = {number: tensor.numpy() for number, tensor in state["name_embeddings"].items()}
         self._features[self._used_rows()] = state["features"].numpy()
@@ -477,5 +480,5 @@ class Replay:
 
     @property
     def episode_actions(self) -> list[list[np.ndarray]]:
-        """Actions taken so far in the running episode of every environment, each float32 (A,)."""
+        """Actions taken so far in the running episode of every environment, each float32 (A,) or an int64 number."""
         return self._actions

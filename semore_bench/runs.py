@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from gymnasium import spaces
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -215,8 +216,14 @@ class Run:
 
     @property
     def action_dim(self) -> int:
-        """Length of an action vector."""
-        return int(np.prod(self.workers.action_space.shape))
+        """Length of an action vector; where actions are discrete, how many there are."""
+        space = self.workers.action_space
+        return int(space.n) if self.is_discrete else int(np.prod(space.shape))
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether actions are numbers, from 0, and not vectors."""
+        return isinstance(self.workers.action_space, spaces.Discrete)
 
     @property
     def flow_bound(self) -> float:
@@ -242,7 +249,7 @@ class Run:
         return Replay(
             self.directory / "replay",
             self.observation_space,
-            self.action_dim,
+            None if self.is_discrete else self.action_dim,
             capacity=min(args.replay_capacity, decisions),
             num_envs=args.num_envs,
             frame_stack=args.frame_stack,
@@ -317,7 +324,9 @@ class Run:
         )
 
     def random_action(self) -> np.ndarray:
-        """Uniform actions, float32 (N, A) in [-1, 1]."""
+        """Uniform actions, float32 (N, A) in [-1, 1], or int64 (N,) where they are discrete."""
+        if self.is_discrete:
+            return self._rng.integers(self.action_dim, size=self.args.num_envs)
         return self._rng.uniform(-1, 1, (self.args.num_envs, self.action_dim)).astype(np.float32)
 
     def send(self, actions: np.ndarray) -> None:

@@ -17,15 +17,20 @@ SIZE, GRID, DIM, ACTIONS = 48, 4, 16, 2
 CPU = torch.device("cpu")
 
 
-def make_replay(path, flow=True, annotate=True, steps=60, seed=3, features=0, stack=3, store=None) -> Replay:
-    """Episodes of seven noisy frames with a red square, every other one annotated, from a generator of their own."""
+def make_replay(
+    path, flow=True, annotate=True, steps=60, seed=3, features=0, stack=3, store=None, actions=None
+) -> Replay:
+    """Episodes of seven noisy frames with a red square, every other one annotated, from a generator of their own.
+
+    `actions`: how many discrete ones there are; None for vectors.
+    """
     rng = np.random.default_rng(seed)
     space = {"rgb": spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)}
     if flow:
         space["flow"] = spaces.Box(-8, 8, (SIZE, SIZE, 2), np.float32)
     notes = {"annotate_every": 2, "grid": GRID, "embedding_dim": DIM} if annotate or store else {}
     notes |= {"features": features, "frame_stack": stack}
-    replay = Replay(path, spaces.Dict(space), ACTIONS, capacity=100, seed=5, **notes)
+    replay = Replay(path, spaces.Dict(space), None if actions else ACTIONS, capacity=100, seed=5, **notes)
 
     def frame(number):
         observation = {"rgb": rng.integers(0, 100, (SIZE, SIZE, 3), dtype=np.uint8)}
@@ -42,7 +47,8 @@ def make_replay(path, flow=True, annotate=True, steps=60, seed=3, features=0, st
     for step in range(1, steps):
         number += 1
         observation, info = frame(number)
-        action, reward = rng.uniform(-1, 1, ACTIONS).astype(np.float32), float(rng.normal())
+        action = rng.integers(actions) if actions else rng.uniform(-1, 1, ACTIONS).astype(np.float32)
+        reward = float(rng.normal())
         following = None
         if ended := step % 7 == 0:
             number += 1

@@ -12,6 +12,7 @@ from semore_bench.runs import Run
 from tests.test_runs import TOY, agent_step, assert_same, call
 from wrappers.errors import UserError
 
+DISCRETE = "tests.toy_env:ToyDiscrete-v0"
 SHORT = {"total_env_steps": 240, "eval_every": 160, "eval_episodes": 1}
 assert SHORT["total_env_steps"] / TOY["action_repeat"] > 2 * TOY["checkpoint_every"]
 
@@ -24,7 +25,9 @@ def test_agent_learns_evaluates_and_survives_a_crash(name, tmp_path, trained, mo
         settings["clip"] = str(trained[0] / "clip")
     if name in ("semore_sac", "state_sac"):
         settings["env_id"] = "dm_control/cartpole-balance-v0"
-    if name == "semore_sac":  # with the embedded models it is killed in test_runs.py
+    if name.endswith("_dqn"):
+        settings["env_id"] = "tests.toy_env:DiscreteCartpole-v0" if name == "semore_dqn" else DISCRETE
+    if name.startswith("semore_"):  # with the embedded models it is killed in test_runs.py
         settings |= {"annotator": "simulator", "annotation_grid": 8, "annotate_every": 2, "grounder_frames": 4}
         # Bouts of the grounder before the crash, between the checkpoint and the crash, and after it.
         settings |= {"grounder_updates": 4, "grounder_batch": 4, "ground_every": 12}
@@ -57,7 +60,7 @@ def test_agent_learns_evaluates_and_survives_a_crash(name, tmp_path, trained, mo
 def test_an_annotator_that_nobody_would_listen_to_is_refused(name):
     module = importlib.import_module(f"agents.{name}")
     args = module.Args(annotator="simulator")
-    if name == "semore_sac":
+    if name.startswith("semore_"):
         args.resolve()
         assert args.env_config().annotator == "simulator"
         module.Args(semantic=False, motion=False).resolve()  # its own default is nobody's mistake

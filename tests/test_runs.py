@@ -314,7 +314,7 @@ def test_a_worker_that_dies_is_reported_in_a_line(tmp_path, capsys):
     [
         ({"env_id": "dm_control/cartpole-swngup-v0"}, ["cartpole-swingup-v0", "semore-bench list"]),
         ({"env_id": "Meta-World/reech-v3"}, ["Meta-World/reach-v3"]),
-        ({"env_id": "tests.toy_env:ToyDiscrete-v0"}, ["Discrete", "continuous"]),
+        ({"env_id": "tests.toy_env:ToyDiscrete-v0"}, ["Discrete", "continuous", "agents/drq_dqn.py"]),
         ({"env_id": "tests.toy_env:Blind-v0"}, ["human", "rgb_array"]),
         ({"device": "cuda:7"}, ["--device cpu", "doctor"]),
         ({"device": "gpu"}, ["unknown --device"]),

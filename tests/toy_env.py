@@ -6,6 +6,7 @@ import sys
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.wrappers import DiscretizeAction
 
 
 class Toy(gym.Env):
@@ -79,9 +80,41 @@ class Blind(gym.Env):
         return np.zeros(3, np.float32), 0.0, False, False, {}
 
 
+class Blinking(gym.Env):
+    """Two lamps that light up in turn; every third step costs one of three lives."""
+
+    metadata = {"render_modes": []}  # noqa: RUF012
+    observation_space = spaces.Box(0, 255, (40, 40, 3), np.uint8)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count, self.actions = 0, []
+        return self._frame(), {"lives": 3}
+
+    def step(self, action):
+        self.count += 1
+        self.actions.append(action)
+        return self._frame(), 1.0, self.count >= 9, False, {"lives": 3 - self.count // 3}
+
+    def _frame(self):
+        frame = np.zeros((40, 40, 3), np.uint8)
+        frame[:, 20 * (self.count % 2) :][:, :20] = 200
+        return frame
+
+
+def discrete_cartpole(render_mode=None) -> gym.Env:
+    """A MuJoCo scene, which has named things, pushed to the left, not at all, or to the right."""
+    import shimmy  # noqa: F401  registers dm_control/...
+
+    return DiscretizeAction(gym.make("dm_control/cartpole-balance-v0", render_mode=render_mode), bins=3)
+
+
 gym.register("Toy-v0", Toy, max_episode_steps=25)
 gym.register("ToyShort-v0", Toy, max_episode_steps=25, kwargs={"longest": 5})
 gym.register("ToyNaN-v0", Toy, max_episode_steps=25, kwargs={"nan_at": 130})
 gym.register("ToyCrash-v0", Toy, max_episode_steps=25, kwargs={"crash_at": 130})
 gym.register("ToyDiscrete-v0", Toy, max_episode_steps=25, kwargs={"discrete": True})
+gym.register("DiscreteCartpole-v0", discrete_cartpole)
+gym.register("Blinking-v0", Blinking)
 gym.register("Blind-v0", Blind, max_episode_steps=25)

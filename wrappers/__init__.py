@@ -1,7 +1,8 @@
 """Gymnasium wrappers that add pixels, optical flow and captions to the observations of any environment."""
 
 from wrappers.action_repeat import ActionRepeat
-from wrappers.actions import VectorAction
+from wrappers.actions import DiscreteAction, VectorAction
+from wrappers.atari import BrightestOfTwoFrames, LifeLoss
 from wrappers.captions import CaptionObservation
 from wrappers.errors import UserError
 from wrappers.flow import OpticalFlowObservation
@@ -10,7 +11,10 @@ from wrappers.pixels import PixelObservation
 
 __all__ = [
     "ActionRepeat",
+    "BrightestOfTwoFrames",
     "CaptionObservation",
+    "DiscreteAction",
+    "LifeLoss",
     "OpticalFlowObservation",
     "PixelObservation",
     "SeededMetaWorld",

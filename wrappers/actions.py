@@ -1,6 +1,8 @@
-"""Continuous actions of any shape and type as one vector."""
+"""Continuous actions of any shape and type as one vector, discrete ones as one number."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -8,6 +10,9 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
 from wrappers.errors import UserError
+
+MOST_ACTIONS = 1000
+"""discrete actions that a learner may be given: a network has an output for each"""
 
 
 class VectorAction(gym.ActionWrapper, RecordConstructorArgs):
@@ -43,3 +48,37 @@ class VectorAction(gym.ActionWrapper, RecordConstructorArgs):
         if self._whole:
             action = np.rint(np.asarray(action, np.float64))
         return np.asarray(np.clip(action, box.low, box.high)).astype(box.dtype)
+
+
+class DiscreteAction(gym.ActionWrapper, RecordConstructorArgs):
+    """Numbers the actions from 0: Discrete(n, start=s) becomes Discrete(n), and MultiDiscrete the product of its parts.
+
+    Raises `UserError` for other action spaces, and for more than `MOST_ACTIONS` actions.
+
+    >>> from gymnasium.wrappers import TransformAction
+    >>> env = gym.make("CartPole-v1")
+    >>> env = TransformAction(env, lambda action: int(action == 3), spaces.Discrete(2, start=3))
+    >>> DiscreteAction(env).action_space
+    Discrete(2)
+    """
+
+    def __init__(self, env: gym.Env) -> None:
+        RecordConstructorArgs.__init__(self)
+        super().__init__(env)
+        space = env.action_space
+        if isinstance(space, spaces.MultiDiscrete):
+            self._shape, count = tuple(space.nvec.flat), int(np.prod(space.nvec.astype(float)))
+        elif isinstance(space, spaces.Discrete):
+            self._shape, count = None, int(space.n)
+        else:
+            raise UserError(f"DiscreteAction needs a Discrete or MultiDiscrete action space, not {space}")
+        if count > MOST_ACTIONS:
+            raise UserError(f"{space} has {count} actions, more than {MOST_ACTIONS}: choose among fewer")
+        self.action_space = spaces.Discrete(count)
+
+    def action(self, action: int | np.integer) -> Any:
+        space = self.env.action_space
+        if self._shape is None:
+            return space.dtype.type(action + space.start)
+        parts = np.array(np.unravel_index(int(action), self._shape), space.dtype)
+        return parts.reshape(space.shape) + space.start

@@ -32,7 +32,8 @@ class Agents:
     """Milliseconds of acting, stepping, sampling and updating, memory, and bytes of the replay, agent by agent."""
 
     names: tuple[str, ...] = ()
-    """agents to measure, with flags if you like: "semore_sac --pixels" (default: all, and that one)"""
+    """agents to measure, with flags if you like: "semore_sac --pixels" (default: all that take continuous actions, and
+    that one); with `--env-id CartPole-v1 --twin drq_dqn` those that take discrete ones"""
     env_id: str = "dm_control/cartpole-swingup-v0"
     """where they learn"""
     preset: str = "lite"
