@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from wrappers.backends.annotators import check_annotator, check_grid
+from wrappers.backends.annotators import check_annotator, check_background, check_grid
 from wrappers.errors import UserError
 
 
@@ -45,6 +45,9 @@ class CommonArgs:
     what another --clip sees at its usual size)"""
     task_description: str = ""
     """the task in a sentence, for the prompt of a vision-language model"""
+    background_classes: tuple[str, ...] | None = None
+    """names of what else may be seen, for a vision-language model's annotations: up to 5, such as road grass sky
+    (default: floor wall sky background); the embedded model has its own"""
     clip: str | None = None
     """who says where things are: <model>:<weights> as open_clip knows them, a folder, or embedded (default: embedded
     with that annotator, ViT-B-16 with others)"""
@@ -102,6 +105,7 @@ class CommonArgs:
                 raise UserError(f"{flag(name)} must be at least 1, got {getattr(self, name)}")
         check_annotator(self.annotator)
         check_grid(self.annotation_grid)
+        check_background(self.background_classes)
         if self.preset == "auto":
             self.preset = "lite" if self.image_size and self.image_size <= 64 else "reference"
         if self.image_size is None:
@@ -127,7 +131,7 @@ class CommonArgs:
     def guidance(self) -> dict[str, Any]:
         """The settings of an `EnvConfig` that say who annotates what."""
         names = "annotator", "annotate_every", "annotation_grid", "task_description", "clip", "annotation_cache"
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in (*names, "background_classes")}
 
     @property
     def guidance_source(self) -> str:

@@ -64,16 +64,17 @@ class EnvConfig:
 
     `image_size` in pixels. `action_repeat` in simulator steps per agent step. `flow`: estimator, or None for no flow.
     `annotator`: who annotates every `annotate_every`-th frame; see `make_annotator`, also for `task_description`,
-    `clip`, `annotation_cache` and, as `grid`, `annotation_grid`. `caption_mode`: see `CaptionObservation`; auto is
-    "sync" for the simulator and for annotators that look into the environment, "pipelined" for the embedded models and
-    "async" for others. `quality`: MuJoCo rendering, see `PixelObservation`. `camera`: camera id or name, None for the
-    environment's usual one. `pixel_source` and `pixel_key`: where pixels come from, see `PixelObservation`; None where
-    it finds them itself. `text`: put the caption into the observation. `state`: observe what the environment itself
-    does, flattened, as "state" and nothing else; nothing is rendered. `true_things`: observe, as "state" beside the
-    pixels, the numbers of `semore_bench.things.moments` of the simulator's own class maps (privileged). `actions`:
-    what the agent gives: vectors in [-1, 1], or numbers from 0; `Workers` refuse environments of the other kind.
-    `sticky_actions`: the probability that a simulator step repeats the action before instead; None for what the
-    environment itself does (0.25 in ALE's v5). `life_loss`: tell the replay where a life was lost.
+    `clip`, `annotation_cache`, `background_classes` and, as `grid`, `annotation_grid`. `caption_mode`: see
+    `CaptionObservation`; auto is "sync" for the simulator and for annotators that look into the environment,
+    "pipelined" for the embedded models and "async" for others. `quality`: MuJoCo rendering, see `PixelObservation`.
+    `camera`: camera id or name, None for the environment's usual one. `pixel_source` and `pixel_key`: where pixels come
+    from, see `PixelObservation`; None where it finds them itself. `text`: put the caption into the observation.
+    `state`: observe what the environment itself does, flattened, as "state" and nothing else; nothing is rendered.
+    `true_things`: observe, as "state" beside the pixels, the numbers of `semore_bench.things.moments` of the
+    simulator's own class maps (privileged). `actions`: what the agent gives: vectors in [-1, 1], or numbers from 0;
+    `Workers` refuse environments of the other kind. `sticky_actions`: the probability that a simulator step repeats the
+    action before instead; None for what the environment itself does (0.25 in ALE's v5). `life_loss`: tell the replay
+    where a life was lost.
     """
 
     image_size: int = 84
@@ -83,6 +84,7 @@ class EnvConfig:
     annotate_every: int = 8
     annotation_grid: int | None = None
     task_description: str = ""
+    background_classes: tuple[str, ...] | None = None
     clip: str | None = None
     annotation_cache: str | None = None
     caption_mode: Literal["auto", "sync", "pipelined", "async"] = "auto"
@@ -187,7 +189,13 @@ def _add_captions(env: gym.Env, config: EnvConfig) -> gym.Env:
         device = "cpu" if annotator == "embedded" else None
         cache = config.annotation_cache if size else None
         annotator = make_annotator(
-            annotator, config.task_description, config.clip, device, cache, config.annotation_grid
+            annotator,
+            config.task_description,
+            config.clip,
+            device,
+            cache,
+            config.annotation_grid,
+            config.background_classes,
         )
     return CaptionObservation(
         env,
@@ -450,6 +458,13 @@ def vector_env(env_id: str, config: EnvConfig, num_envs: int, autoreset_mode: Au
 
 
 ACTION_SPACES = {"continuous": spaces.Box, "discrete": spaces.Discrete}
+
+
+def random_action(space: spaces.Space, rng: np.random.Generator, count: int) -> np.ndarray:
+    """Uniform actions for `count` environments: float32 (N, A) in [-1, 1], or int64 (N,) from 0."""
+    if isinstance(space, spaces.Discrete):
+        return rng.integers(space.n, size=count)
+    return rng.uniform(-1, 1, (count, *space.shape)).astype(np.float32)
 
 
 def _other_actions(env_id: str, space: spaces.Space, config: EnvConfig) -> UserError:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from semore_bench.args import CommonArgs
 from semore_bench.checkpoint import Checkpoints
-from semore_bench.envs import STOPPING, EnvConfig, Step, Workers, episode_seed, is_vlm
+from semore_bench.envs import STOPPING, EnvConfig, Step, Workers, episode_seed, is_vlm, random_action
 from semore_bench.evaluation import Episode, evaluate, film
 from semore_bench.memory import keep_freed_memory
 from semore_bench.names import folder_name
@@ -325,9 +325,7 @@ class Run:
 
     def random_action(self) -> np.ndarray:
         """Uniform actions, float32 (N, A) in [-1, 1], or int64 (N,) where they are discrete."""
-        if self.is_discrete:
-            return self._rng.integers(self.action_dim, size=self.args.num_envs)
-        return self._rng.uniform(-1, 1, (self.args.num_envs, self.action_dim)).astype(np.float32)
+        return random_action(self.workers.action_space, self._rng, self.args.num_envs)
 
     def send(self, actions: np.ndarray) -> None:
         """Starts a step in every environment; what follows runs beside it."""

@@ -42,7 +42,10 @@ def assert_equal(ours, theirs):
             assert_equal(ours[key], theirs[key])
     elif isinstance(ours, np.ndarray):
         assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
-        assert ours.tolist() == theirs.tolist()
+        if ours.dtype == object:
+            assert_equal(tuple(ours), tuple(theirs))
+        else:
+            assert np.array_equal(ours, theirs)
     elif isinstance(ours, tuple):
         assert len(ours) == len(theirs)
         for mine, other in zip(ours, theirs, strict=True):
@@ -138,8 +141,6 @@ def test_late_annotations_reach_the_frames_that_they_are_about():
 
 
 def test_wrong_arguments_are_explained():
-    with pytest.raises(UserError, match="SAME_STEP is not supported"):
-        make_vector(AutoresetMode.SAME_STEP)
     with pytest.raises(UserError, match="wrap them one by one"):
         make_vector(annotator="simulator")
     with pytest.raises(UserError, match="every must be"):

@@ -35,17 +35,9 @@ class OpticalFlowObservation(gym.Wrapper, RecordConstructorArgs):
         RecordConstructorArgs.__init__(self, _disable_deepcopy=True, estimator=estimator, bound=bound)
         super().__init__(env)
         space = env.observation_space
-        if not isinstance(space, spaces.Dict) or "rgb" not in space.spaces:
-            raise UserError(f"optical flow needs an 'rgb' observation, not {space}: wrap in PixelObservation first")
-        height, width, _ = space["rgb"].shape
-        bounds = (8.0 * width / 84.0, 8.0 * height / 84.0) if bound is None else (bound, bound)
-        self._bounds = np.array(bounds, np.float32)
+        self._bounds = bounds_of(space, bound)
         self.bound = float(self._bounds.max())
-        if not 0.0 < self.bound < np.inf:
-            raise UserError(f"the bound of the flow must be a positive number of pixels, not {bound!r}")
-        highest = np.broadcast_to(self._bounds, (height, width, 2))
-        flow_space = spaces.Box(-highest, highest, dtype=np.float32)
-        self.observation_space = spaces.Dict({**space.spaces, "flow": flow_space})
+        self.observation_space = spaces.Dict({**space.spaces, "flow": flow_space(space, self._bounds)})
         self._estimator = make_estimator(estimator) if isinstance(estimator, str) else estimator
         if hasattr(self._estimator, "attach"):
             self._estimator.attach(env)
@@ -68,6 +60,23 @@ class OpticalFlowObservation(gym.Wrapper, RecordConstructorArgs):
         self._previous = observation["rgb"]
         clipped = np.clip(flow, -self._bounds, self._bounds).astype(np.float32, copy=False)
         return observation | {"flow": clipped}, reward, terminated, truncated, info
+
+
+def bounds_of(space: spaces.Space, bound: float | None) -> np.ndarray:
+    """How far flow goes, float32 (2,): x, y in pixels; raises `UserError` where there is no `rgb`, or no such bound."""
+    if not isinstance(space, spaces.Dict) or "rgb" not in space.spaces:
+        raise UserError(f"optical flow needs an 'rgb' observation, not {space}: wrap in PixelObservation first")
+    height, width, _ = space["rgb"].shape
+    bounds = np.array((8.0 * width / 84.0, 8.0 * height / 84.0) if bound is None else (bound, bound), np.float32)
+    if not 0.0 < bounds.max() < np.inf:
+        raise UserError(f"the bound of the flow must be a positive number of pixels, not {bound!r}")
+    return bounds
+
+
+def flow_space(space: spaces.Dict, bounds: np.ndarray) -> spaces.Box:
+    """The space of the flow of a space's `rgb`."""
+    highest = np.broadcast_to(bounds, (*space["rgb"].shape[:2], 2))
+    return spaces.Box(-highest, highest, dtype=np.float32)
 
 
 def encode_flow(flow: np.ndarray, bound: float) -> np.ndarray:

@@ -17,9 +17,10 @@ from rich.table import Table
 
 from semore_bench.benchmarks.guidance import quotient
 from semore_bench.benchmarks.stepper import Stepper
-from semore_bench.envs import EnvConfig, Workers
+from semore_bench.envs import EnvConfig, Workers, random_action
 from semore_bench.listing import ROOT, agents
 from semore_bench.memory import hand_back_freed_memory, keep_freed_memory
+from semore_bench.suites import load_agent
 from wrappers.errors import UserError
 
 OFFICIAL = "drqv2-official"
@@ -32,8 +33,8 @@ class Agents:
     """Milliseconds of acting, stepping, sampling and updating, memory, and bytes of the replay, agent by agent."""
 
     names: tuple[str, ...] = ()
-    """agents to measure, with flags if you like: "semore_sac --pixels" (default: all that take continuous actions, and
-    that one); with `--env-id CartPole-v1 --twin drq_dqn` those that take discrete ones"""
+    """agents to measure, with flags if you like: "semore_sac --pixels" (default: all that take actions of the twin's
+    kind, and that one)"""
     env_id: str = "dm_control/cartpole-swingup-v0"
     """where they learn"""
     preset: str = "lite"
@@ -67,7 +68,9 @@ class Agents:
 
     def _all_agents(self) -> Table:
         known = agents()
-        names = list(dict.fromkeys([self.twin, *(self.names or (*known, "semore_sac --pixels"))]))
+        usual = [name for name in known if _actions(name) == _actions(self.twin)]
+        usual += ["semore_sac --pixels"] if "semore_sac" in usual else []
+        names = list(dict.fromkeys([self.twin, *(self.names or usual)]))
         for name in names:
             if name.split(" ")[0] not in known:
                 raise UserError(f"there is no agent {name!r}; expected some of {', '.join(known)}")
@@ -133,14 +136,16 @@ class Agents:
         size = 64 if self.preset == "lite" else 84
         rng, found = np.random.default_rng(0), {}
         for flow in (None, "dis"):
-            config = EnvConfig(image_size=size, action_repeat=self.action_repeat, flow=flow)
+            config = EnvConfig(
+                image_size=size, action_repeat=self.action_repeat, flow=flow, actions=_actions(self.twin)
+            )
             with Workers(self.env_id, config) as workers:
                 workers.reset([0])
                 seeds = iter(lambda: int(rng.integers(2**31)), None)
                 times = []
                 for _ in range(10 + 3 * self.block_steps):
                     began = time.perf_counter()
-                    workers.send(rng.uniform(-1, 1, (1, *workers.action_space.shape)))
+                    workers.send(random_action(workers.action_space, rng, 1))
                     workers.receive(seeds)
                     times.append(1e3 * (time.perf_counter() - began))
                 found[flow] = statistics.median(times[10:])
@@ -207,6 +212,13 @@ class Agents:
         medians = [f"{statistics.median(times[name]):.0f}" for name in ("official", "ours")]
         table.add_row(*medians, quotient(times["official"], times["ours"]))
         return table
+
+
+def _actions(name: str) -> str:
+    """What an agent gives: continuous or discrete actions; "" if there is no such agent."""
+    if name not in agents():
+        return ""
+    return load_agent(name, ROOT / "agents" / f"{name}.py").args().env_config().actions
 
 
 def _official_agent(folder: Path, args: Any, actions: int, device: Any) -> Any:

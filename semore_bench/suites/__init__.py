@@ -66,15 +66,15 @@ class Suite:
             UserError: there is none, or it is no agent.
         """
         if name.endswith(".py"):
-            return _load_agent(Path(name).stem, Path(name))
+            return load_agent(Path(name).stem, Path(name))
         target = self.agents.get(name, {}).get("agent", name)
         if target.endswith(".py"):
-            return _load_agent(name, self.file.parent / target)
+            return load_agent(name, self.file.parent / target)
         known = listing.agents()
         if target not in known:
             names = sorted({*known, *self.agents} - {target})
             raise UserError(f"there is no agent {target!r}{did_you_mean(target, names, 'A file of yours ends in .py')}")
-        return _load_agent(name, listing.ROOT / "agents" / f"{target}.py")
+        return load_agent(name, listing.ROOT / "agents" / f"{target}.py")
 
     def flags(self, agent: Agent, task: Task) -> dict[str, Any]:
         """What `agent` is given on `task`, by field of its `Args`; without seed and run directory.
@@ -207,7 +207,8 @@ def shown(file: Path) -> Path:
     return file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
 
 
-def _load_agent(name: str, file: Path) -> Agent:
+def load_agent(name: str, file: Path) -> Agent:
+    """Imports an agent's file; raises `UserError` if that cannot be done, or it is no agent."""
     if not file.is_file():
         raise UserError(f"there is no agent file {file}")
     if not re.fullmatch(r"\w[\w.-]{0,99}", name):

@@ -46,8 +46,7 @@ class VisionLanguageAnnotator:
     """
 
     def __init__(self, captioner: Captioner, clip: ClipGrounding, background: Sequence[str] = BACKGROUND):
-        if not 1 <= len(background) <= MAX_CLASSES - MAX_OBJECTS:
-            raise ValueError(f"1-{MAX_CLASSES - MAX_OBJECTS} background classes are possible, got {background}")
+        check_background(background)
         self.captioner, self.clip = captioner, clip
         self._set_up(captioner.source, f"{captioner.identity} | {clip.identity}", clip.dim, clip.grid, background)
 
@@ -122,6 +121,15 @@ def check_grid(grid: int | None) -> None:
         raise UserError(f"--annotation-grid must be at least 1, got {grid}")
 
 
+def check_background(names: Sequence[str] | None) -> None:
+    """Raises `UserError` unless there are 1-5 names, all different, none of them empty; None stands for the usual."""
+    most = MAX_CLASSES - MAX_OBJECTS
+    if names is not None and not (
+        1 <= len(names) <= most and all(map(str.strip, names)) and len({*names}) == len(names)
+    ):
+        raise UserError(f"--background-classes must be 1-{most} different names, got {' '.join(names) or 'none'}")
+
+
 def annotation_shape(spec: str, clip: str | None = None, grid: int | None = None) -> tuple[int, int]:
     """Length of the embeddings and patches per side of what `make_annotator` makes, without loading a captioner.
 
@@ -189,6 +197,7 @@ def make_annotator(
     device: str | None = None,
     cache_directory: str | Path | None = None,
     grid: int | None = None,
+    background_classes: Sequence[str] | None = None,
 ) -> Annotator | None:
     """Makes the annotator that a user named.
 
@@ -202,6 +211,7 @@ def make_annotator(
         cache_directory: where annotations are kept for other runs; by default they are not.
         grid: patches per side of the annotations' maps; by default 16 with "simulator" and "embedded", 28 with
             `DEFAULT_CLIP`, what the model sees at its usual size with another CLIP.
+        background_classes: names of what else may be seen, `BACKGROUND` by default; "embedded" has its own.
 
     Returns:
         None for "none".
@@ -225,7 +235,8 @@ def make_annotator(
     else:
         captioner = make_captioner(spec, task_description, device)
         clip, grid = _choose_clip(spec, clip, grid)
-        annotator = VisionLanguageAnnotator(captioner, make_clip(clip, device, grid))
+        background = background_classes or BACKGROUND
+        annotator = VisionLanguageAnnotator(captioner, make_clip(clip, device, grid), background)
     return annotator if cache_directory is None else CachedAnnotator(annotator, cache_directory)
 
 

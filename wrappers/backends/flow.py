@@ -21,10 +21,18 @@ class FlowEstimator(Protocol):
     """Two uint8 (H, W, 3) frames to a float (H, W, 2) flow in pixels: x to the right, then y down.
 
     It is anchored on the current frame: what is now seen at (x, y) was at (x, y) - flow[y, x]. An estimator may also
-    define `attach(env)`, called once, and `reset()`, called after each reset of the environment.
+    define `attach(env)`, called once, and `reset()`, called after each reset of the environment; and `batch`, which
+    takes frames (N, H, W, 3) of N environments and returns their flows (N, H, W, 2).
     """
 
     def __call__(self, previous_rgb: np.ndarray, current_rgb: np.ndarray) -> np.ndarray: ...
+
+
+def flows(estimator: FlowEstimator, previous: np.ndarray, current: np.ndarray) -> np.ndarray:
+    """The flows (N, H, W, 2) between frames (N, H, W, 3): in one call of `batch`, where the estimator has it."""
+    if hasattr(estimator, "batch"):
+        return estimator.batch(previous, current)
+    return np.stack([estimator(*pair) for pair in zip(previous, current, strict=True)])
 
 
 class DISFlow:

@@ -28,8 +28,8 @@ class CaptionObservation(VectorWrapper, RecordConstructorArgs):
     """Adds what an annotator says about every N-th frame of each sub-environment: see `wrappers.CaptionObservation`.
 
     Observations and infos are those of the wrapper for single environments, batched as Gymnasium does. Frames that
-    are due at the same time are annotated in one batch. The autoreset modes NEXT_STEP and DISABLED are supported,
-    resets with a "reset_mask" too.
+    are due at the same time are annotated in one batch, with every autoreset mode and "reset_mask"; with SAME_STEP
+    an episode's last frame is in `infos["final_obs"]` and `infos["final_info"]`, as ever.
 
     Args:
         env: a vectorised environment whose observation is a Dict that has `rgb`.
@@ -77,8 +77,6 @@ class CaptionObservation(VectorWrapper, RecordConstructorArgs):
         VectorWrapper.__init__(self, env)
         check_arguments(env.single_observation_space, every, mode)
         self._autoreset_mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
-        if self._autoreset_mode == AutoresetMode.SAME_STEP:
-            raise UserError("autoreset mode SAME_STEP is not supported: make the vector env with NEXT_STEP or DISABLED")
         self.every, self.mode = every, mode or default_mode(annotator)
         self.annotator = find_annotator(annotator)
         if hasattr(self.annotator, "attach"):
@@ -103,15 +101,16 @@ class CaptionObservation(VectorWrapper, RecordConstructorArgs):
         is_reset = np.array((options or {}).get("reset_mask", np.ones(self.num_envs, bool)))
         observations, infos = self.env.reset(seed=seed, options=options)
         self._ended &= ~is_reset
-        return self._add_annotations(observations, infos, is_new=is_reset, is_first=is_reset)
+        return self._add_annotations(observations, infos, is_reset, is_reset, np.zeros_like(is_reset))
 
     def step(self, actions: Any) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Steps the sub-environments and annotates the frames whose turn it is, or asks for that."""
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
-        is_first = self._ended if self._autoreset_mode == AutoresetMode.NEXT_STEP else np.zeros_like(self._ended)
-        self._ended = terminated | truncated
-        every_one = np.ones_like(self._ended)
-        observations, infos = self._add_annotations(observations, infos, is_new=every_one, is_first=is_first)
+        before, self._ended = self._ended, terminated | truncated
+        every_one, nobody = np.ones_like(before), np.zeros_like(before)
+        is_first = before if self._autoreset_mode == AutoresetMode.NEXT_STEP else nobody
+        is_last = self._ended if self._autoreset_mode == AutoresetMode.SAME_STEP else nobody
+        observations, infos = self._add_annotations(observations, infos, every_one, is_first, is_last)
         return observations, rewards, terminated, truncated, infos
 
     def statistics(self) -> dict[str, float]:
@@ -124,24 +123,51 @@ class CaptionObservation(VectorWrapper, RecordConstructorArgs):
         super().close(**kwargs)
 
     def _add_annotations(
-        self, observations: dict[str, Any], infos: dict[str, Any], is_new: np.ndarray, is_first: np.ndarray
+        self,
+        observations: dict[str, Any],
+        infos: dict[str, Any],
+        is_new: np.ndarray,
+        is_first: np.ndarray,
+        is_last: np.ndarray,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """`is_new`: which sub-environments show a new frame; `is_first`: the first of an episode; `is_last`: in `infos`
+        there is the last one of an episode, and the one shown is the first of the next."""
         requests = []
         for index in np.flatnonzero(is_new):
             track = self._tracks[index]
             track.next_frame(bool(is_first[index]))
+            rgb = infos["final_obs"][index]["rgb"] if is_last[index] else observations["rgb"][index]
             if track.frame_step % self.every == 0:
-                requests.append(Request((index, track.frame), observations["rgb"][index], track.frame_step))
+                requests.append(Request((index, track.frame), rgb, track.frame_step))
+            if is_last[index]:
+                requests.append(Request((index, track.frame + 1), observations["rgb"][index], 0))
         if requests:
             self._requests.request(requests)
         for (index, frame), annotation in self._requests.finished().items():
             self._finished[index][frame] = annotation
+        for index in np.flatnonzero(is_last):
+            infos = self._end_episode(index, infos)
         for index in np.flatnonzero(is_new):
-            finished, self._finished[index] = self._finished[index], {}
-            infos = self._add_info(infos, self._tracks[index].receive(finished), index)
+            infos = self._add_info(infos, self._tracks[index].receive(self._take(index)), index)
         rows = [track.observation() for track in self._tracks]
         added = {
             key: tuple(row[key] for row in rows) if key == "caption" else np.stack([row[key] for row in rows])
             for key in rows[0]
         }
         return {**observations, **added}, infos
+
+    def _end_episode(self, index: int, infos: dict[str, Any]) -> dict[str, Any]:
+        """Adds what is known of an episode's last frame to what Gymnasium keeps of it, and begins the next one."""
+        track = self._tracks[index]
+        notes = track.receive(self._take(index, until=track.frame))
+        final_obs = infos["final_obs"].copy()
+        final_obs[index] = {**final_obs[index], **track.observation()}
+        track.next_frame(is_first=True)
+        return {**infos, "final_obs": final_obs, "final_info": self._add_info(infos["final_info"], notes, index)}
+
+    def _take(self, index: int, until: int | None = None) -> dict[int, Annotation]:
+        """Annotations of a sub-environment that were not handed over yet, of frames up to number `until`."""
+        finished = self._finished[index]
+        taken = {frame: note for frame, note in finished.items() if until is None or frame <= until}
+        self._finished[index] = {frame: note for frame, note in finished.items() if frame not in taken}
+        return taken
