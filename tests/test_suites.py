@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 from semore_bench import listing, suites
+from semore_bench.envs import ACTION_SPACES, make_env
 from wrappers.errors import UserError
+
+CONTINUOUS = ["smoke", "dmc-lite", "dmc-100k", "metaworld-lite", "metaworld", "driving-lite"]
 
 GOOD = """
 name = "mine"
@@ -63,15 +66,49 @@ def load(folder: Path, text: str) -> suites.Suite:
     return suite
 
 
-@pytest.mark.parametrize("name", ["smoke", "dmc-lite", "dmc-100k"])
+def test_every_shipped_suite_is_tested():
+    assert set(listing.suites()) == {*CONTINUOUS, "discrete-lite"}
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
 def test_every_shipped_suite_fits_every_agent(name):
     suite = suites.load_suite(name)
     assert suite.name == name
     assert suites.check(suite, listing.agents())
-    known = {env_id for family in listing.env_ids().values() for env_id in family}
-    assert {task.env_id for task in suite.tasks} <= known
+    assert_same_terms(suite, ["drq_sac", "semore_sac"])
+
+
+def test_the_discrete_suite_fits_its_agents():
+    suite = suites.load_suite("discrete-lite")
+    assert suites.check(suite, ["drq_dqn", "semore_dqn"])
+    assert_same_terms(suite, ["drq_dqn", "semore_dqn"])
+
+
+@pytest.mark.parametrize("name", [*CONTINUOUS, "discrete-lite"])
+def test_every_environment_of_the_shipped_suites_can_be_made_and_described(name):
+    suite = suites.load_suite(name)
+    (agent,) = suites.check(suite, ["drq_dqn" if name == "discrete-lite" else "drq_sac"])
     for task in suite.tasks:
-        args = [agent.args(**suite.flags(agent, task)) for agent in suites.check(suite, ["drq_sac", "semore_sac"])]
+        args = agent.args(**suite.flags(agent, task))
+        args.resolve()
+        assert args.task_description
+        config = args.env_config()
+        env = make_env(task.env_id, config)
+        assert isinstance(env.action_space, ACTION_SPACES[config.actions])
+        assert env.observation_space["rgb"].shape == (args.image_size, args.image_size, 3)
+        env.close()
+
+
+def test_there_are_enough_tasks_on_known_terms():
+    assert len(suites.load_suite("metaworld").tasks) >= 10
+    assert len(suites.load_suite("metaworld-lite").tasks) == 3
+    for name in ("discrete-lite", "driving-lite"):  # nobody knows the scale of their returns otherwise
+        assert all(task.bounds for task in suites.load_suite(name).tasks)
+
+
+def assert_same_terms(suite: suites.Suite, names: list[str]) -> None:
+    for task in suite.tasks:
+        args = [agent.args(**suite.flags(agent, task)) for agent in suites.check(suite, names)]
         for one in args:
             one.resolve()
         fields = "preset image_size batch_size conv_strides hidden_dim action_repeat total_env_steps eval_every"
