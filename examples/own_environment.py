@@ -1,6 +1,6 @@
 """An environment of your own: register it, and every agent and command takes it as `module:id`.
 
-python agents/drq_dqn.py --env-id examples.own_environment:Catch-v0 --action-repeat 1 --total-env-steps 5000
+PYTHONPATH=. python agents/drq_dqn.py --env-id examples.own_environment:Catch-v0 --action-repeat 1 --fresh
 
 Run by itself, this file checks that the wrappers understand it.
 """

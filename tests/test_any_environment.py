@@ -1,8 +1,11 @@
 """Environments of every family, and of every kind of picture, action and info, behind the same wrappers."""
 
 import copy
+import importlib
 import json
 import pickle
+import re
+from dataclasses import replace
 
 import cv2
 import gymnasium as gym
@@ -13,7 +16,8 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from semore_bench.envs import EnvConfig, _Maker, make_env
+from semore_bench.envs import ACTION_SPACES, EnvConfig, _Maker, make_env
+from semore_bench.listing import ROOT
 from tests import odd_envs
 
 SIZE = 36
@@ -42,6 +46,7 @@ FAMILIES = [
     "highway_env:racetrack-v1",
     "highway_env:parking-v0",
 ]
+OWN = "examples.own_environment:Catch-v0"
 MADE_UP = [f"tests.odd_envs:{name}" for name in odd_envs.IDS]
 
 pytestmark = [
@@ -124,6 +129,28 @@ def _copied(env: gym.Env, make_copy) -> gym.Env | None:
     except Exception:  # each has its own reason
         return None
     return make_copy(env) if bare.action_space == env.unwrapped.action_space else None
+
+
+def readme_commands() -> list[tuple[str, str]]:
+    """Agent and environment of each command in the README's list of families."""
+    section = (ROOT / "README.md").read_text().partition("## Environments that work")[2].partition("\n## ")[0]
+    return re.findall(r"`(?:PYTHONPATH=. )?python agents/(\w+)\.py --env-id (\S+?)[ `]", section)
+
+
+@pytest.mark.parametrize(("agent", "env_id"), readme_commands())
+def test_the_readme_names_agents_that_fit_the_environments_of_its_list(agent, env_id):
+    args = importlib.import_module(f"agents.{agent}").Args()
+    args.resolve()
+    config = args.env_config()
+    env = make_env(env_id, replace(config, annotator="none"))
+    assert isinstance(env.action_space, ACTION_SPACES[config.actions])
+    env.close()
+
+
+def test_the_readme_lists_what_is_tested():
+    listed = {env_id for _, env_id in readme_commands()}
+    assert len(listed) == 11
+    assert listed <= {*FAMILIES, "dm_control/cartpole-swingup-v0", "Meta-World/drawer-close-v3", OWN}
 
 
 def test_pictures_in_the_observation_show_what_render_shows():
