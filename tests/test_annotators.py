@@ -14,11 +14,14 @@ import time
 import gymnasium as gym
 import numpy as np
 import pytest
+import tyro
 
 import tests.toy_env  # noqa: F401  (registers Toy-v0)
-from tests.fakes import describe, fake_annotator, unavailable
+from semore_bench import suites
+from semore_bench.args import CommonArgs
+from tests.fakes import FrameCaptioner, HashingClip, describe, fake_annotator, unavailable
 from wrappers import CaptionObservation, PixelObservation, UserError
-from wrappers.backends import captioners, queues
+from wrappers.backends import annotators, captioners, queues
 from wrappers.backends.annotation import (
     Annotator,
     patch_probabilities,
@@ -65,8 +68,26 @@ def test_a_named_background_is_one_class():
     annotator = VisionLanguageAnnotator(annotator.captioner, annotator.clip, background=("thing 0", "sky"))
     frame = np.full((4, 4, 3), 7, np.uint8)
     assert annotator.annotate([frame], [0])[0].class_names == ("thing 0", "sky")
-    with pytest.raises(ValueError, match="1-5 background classes"):
+    with pytest.raises(UserError, match="background classes must be 1-5 different names, got none"):
         VisionLanguageAnnotator(annotator.captioner, annotator.clip, background=())
+
+
+@pytest.mark.parametrize("names", [(), ("road",) * 2, (" ",), tuple("abcdef")])
+def test_background_classes_that_cannot_be_are_refused_by_the_command_line(names):
+    with pytest.raises(UserError, match="background classes must be 1-5 different names"):
+        CommonArgs(background_classes=names).resolve()
+
+
+def test_background_classes_are_told_apart_in_annotations(monkeypatch):
+    """From the command line to what is annotated; a suite writes them as a list."""
+    monkeypatch.setattr(annotators, "make_captioner", lambda *_: FrameCaptioner())
+    monkeypatch.setattr(annotators, "make_clip", lambda *_: HashingClip())
+    args = CommonArgs(annotator="openai:http://localhost:1/v1#any", background_classes=("road", "grass"))
+    made = make_annotator(args.annotator, background_classes=args.guidance["background_classes"])
+    (annotation,) = made.annotate([np.full((8, 8, 3), 9, np.uint8)], [0])
+    assert annotation.class_names[1:] == ("road", "grass")
+    words = suites.words({"background_classes": ["green grass", "road"]})
+    assert tyro.cli(CommonArgs, args=words).background_classes == ("green grass", "road")
 
 
 def test_without_a_usable_answer_the_last_objects_are_looked_for():

@@ -127,7 +127,7 @@ def check_background(names: Sequence[str] | None) -> None:
     if names is not None and not (
         1 <= len(names) <= most and all(map(str.strip, names)) and len({*names}) == len(names)
     ):
-        raise UserError(f"--background-classes must be 1-{most} different names, got {' '.join(names) or 'none'}")
+        raise UserError(f"background classes must be 1-{most} different names, got {' '.join(names) or 'none'}")
 
 
 def annotation_shape(spec: str, clip: str | None = None, grid: int | None = None) -> tuple[int, int]:
