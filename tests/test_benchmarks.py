@@ -134,3 +134,12 @@ def test_an_official_update_takes_turns_with_ours(tmp_path, capsys):
 def test_mistakes_are_explained(words, said, capsys):
     assert run(["benchmark", *words.split()]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_agents_are_measured_beside_those_with_the_same_kind_of_actions():
+    from semore_bench.benchmarks.agents import _actions
+    from semore_bench.listing import agents
+
+    assert {name for name in agents() if _actions(name) == "discrete"} == {"drq_dqn", "semore_dqn"}
+    assert {_actions(name) for name in agents()} == {"discrete", "continuous"}
+    assert _actions("nobody") == ""
