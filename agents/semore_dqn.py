@@ -213,10 +213,10 @@ class Agent(nn.Module):
         self.project = nn.Sequential(nn.Linear(size, args.feature_dim), nn.LayerNorm(args.feature_dim), nn.Tanh())
         z_dim = args.feature_dim
         if args.semantic:
-            size, z_dim = THINGS * history_size(args.frame_stack), args.feature_dim * (1 + args.pixels)
-            self.vocabulary, self.grounder, self.standardise = Vocabulary(), Grounder(), Standardise(size)
-            self.project_things = copy.deepcopy(self.project)
-            self.project_things[0] = nn.Linear(size, args.feature_dim)
+            self.vocabulary, self.grounder = Vocabulary(), Grounder()
+            self.numbers = THINGS * history_size(args.frame_stack)
+            self.standardise = Standardise(self.numbers)
+            z_dim += self.numbers
         self.critic = Critic(z_dim, actions, args.hidden_dim, args.critic_layer_norm)
         self.apply(orthogonal)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
@@ -226,8 +226,6 @@ class Agent(nn.Module):
         self.to(device, memory_format=torch.channels_last)
 
         critic = [*self.encoder.parameters(), *self.project.parameters(), *self.critic.parameters()]
-        if args.semantic:
-            critic += self.project_things.parameters()
         self.optimizers = {
             "critic": torch.optim.Adam(critic, args.learning_rate, eps=args.adam_epsilon, fused=True),
         }
@@ -247,15 +245,16 @@ class Agent(nn.Module):
 
     def encode(self, rgb: Tensor | None, things: Tensor | None = None) -> Tensor:
         """uint8 (B, 3k, H, W) and features (B, k, F), of which what is not seen may be None -> z (B, z_dim)."""
-        parts = []
         if self.sees_pixels:
             maps = self.encoder(rgb.float().div_(255).sub_(0.5))
-            parts.append(self.project(maps.permute(0, 2, 3, 1).flatten(1)))
-        if self.sees_things:
-            parts.append(self.project_things(self.standardise(history(things))))
-        elif self.args.pixels and self.args.semantic:
-            parts.append(torch.zeros_like(parts[0]))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+            z = self.project(maps.permute(0, 2, 3, 1).flatten(1))
+            if not self.args.semantic:
+                return z
+        else:
+            z = things.new_zeros(len(things), self.args.feature_dim)
+        # Straight to the MLPs: a projection that learns with the critic would move under it.
+        numbers = self.standardise(history(things)) if self.sees_things else z.new_zeros(len(z), self.numbers)
+        return torch.cat([z, numbers], 1)
 
     @torch.no_grad()
     def act(self, observation: dict[str, np.ndarray], deterministic: bool = False, epsilon: float = 0.0) -> np.ndarray:

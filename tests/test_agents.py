@@ -122,7 +122,7 @@ def test_gradient_routing_is_the_table_of_the_method(tmp_path, pixels):
 
     loss, z, _ = agent.critic_loss(*agent.augment(replay.sample(8)))
     beside = {"encoder", "project", "heads"} if pixels else set()
-    assert receivers(agent, loss) == {"critic", "project_things"} | beside
+    assert receivers(agent, loss) == {"critic"} | beside
 
     before = {name: value.clone() for name, value in agent.named_parameters()}
     agent.zero_grad()

@@ -133,7 +133,7 @@ def test_the_q_function_never_teaches_the_grounder(tmp_path):
     moved = {
         name.split(".")[0] for name, weight in agent.named_parameters() if weight.grad is not None and weight.grad.any()
     }
-    assert moved == {"critic", "project_things"}
+    assert moved == {"critic"}
 
 
 @pytest.mark.parametrize(
