@@ -23,9 +23,10 @@ import tyro
 from torch import Tensor, nn
 
 from semore_bench.args import CommonArgs
-from semore_bench.envs import EnvConfig, Step
+from semore_bench.envs import EnvConfig
 from semore_bench.replay import Batch, Replay
 from semore_bench.runs import Run, one_line_errors
+from semore_bench.transitions import Step
 from wrappers.backends.annotators import make_clip
 from wrappers.errors import UserError
 

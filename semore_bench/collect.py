@@ -10,10 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from semore_bench.frames import COLUMNS, PROVENANCE, SCORES, Results, Task, load, tidy
 from semore_bench.names import folder_name, printable
 from semore_bench.published import read_published
 from semore_bench.records import UnusableRun, find_runs, find_video, read_config, read_episodes, read_status
+from semore_bench.scores import COLUMNS, PROVENANCE, SCORES, Results, Task, load, tidy
 from semore_bench.suites import load_suite
 from wrappers.errors import UserError
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from semore_bench.envs import EnvConfig, Workers
+from semore_bench.envs import EnvConfig
 from semore_bench.evaluation import evaluate
 from semore_bench.plots import load_curve, plot_runs
 from semore_bench.records import UnusableRun, find_video
+from semore_bench.workers import Workers
 
 ROOT = Path(__file__).parents[1]
 ENV_ID, ACTION_REPEAT, IMAGE_SIZE = "dm_control/cartpole-balance-v0", 8, 48

@@ -30,7 +30,8 @@ GL_TIMEOUT = 30.0  # seconds; the first frame of a working backend takes about o
 # Run by a fresh interpreter: a broken driver may hang or crash the process that draws with it.
 GL_PROBE = """
 import json, time, mujoco
-from wrappers.backends.mujoco import Renderer, Simulation
+from wrappers.backends.mujoco import Renderer
+from wrappers.backends.simulation import Simulation
 model = mujoco.MjModel.from_xml_string(
     "<mujoco><worldbody><light pos='0 0 3'/><geom type='plane' size='2 2 1' rgba='.2 .3 .4 1'/>"
     "<geom size='.3' pos='0 0 .3' rgba='.9 .1 .1 1'/></worldbody></mujoco>")

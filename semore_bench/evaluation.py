@@ -3,14 +3,20 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from semore_bench.envs import EnvConfig, Step, Workers
+from semore_bench.args import CommonArgs
+from semore_bench.envs import EnvConfig
+from semore_bench.transitions import Step
+from semore_bench.workers import Workers
 from wrappers.flow import encode_flow
 
 FIRST_SEED = 10_000
 """evaluation episode i is seeded with 10,000 + i, for every agent and every run"""
+EVAL_WORKERS = 2
+"""evaluation episodes run at a time: fixed, so that results do not depend on the machine's number of cores"""
 
 Policy = Callable[[dict[str, np.ndarray]], np.ndarray]
 """stacked observations of N environments -> actions (N, A) in [-1, 1]"""
@@ -176,3 +182,44 @@ def film(
             on_step()
             if step.terminated or step.truncated:
                 return episode
+
+
+class Evaluator:
+    """Evaluates a run's agent every now and then, in environments that are kept from one evaluation to the next.
+
+    Args:
+        args: the run's settings.
+        config: the training environments'; their annotator works for films alone.
+    """
+
+    def __init__(self, args: CommonArgs, config: EnvConfig):
+        self.args, self.config = args, config
+        self._workers: Workers | None = None
+
+    def run(self, agent: Any, flow_bound: float, on_step: Callable[[], None]) -> list[Episode]:
+        """Runs the evaluation episodes; see `evaluate`."""
+        args = self.args
+        if self._workers is None:
+            config = replace(self.config, annotator="none")
+            self._workers = Workers(args.env_id, config, min(EVAL_WORKERS, args.eval_episodes))
+        try:
+            return evaluate(_policy(agent), self._workers, args.eval_episodes, args.frame_stack, flow_bound, on_step)
+        except BaseException:  # they are in the middle of their episodes
+            self.close()
+            raise
+
+    def film(self, agent: Any, flow_bound: float, on_step: Callable[[], None], path: Path) -> None:
+        """Films the first evaluation episode; see `film`."""
+        args = self.args
+        explain = getattr(agent, "explain", None)
+        film(_policy(agent), args.env_id, self.config, path, args.frame_stack, flow_bound, on_step, explain)
+
+    def close(self) -> None:
+        """Ends the environments; they are made again when they are needed."""
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
+
+
+def _policy(agent: Any) -> Policy:
+    return lambda observation: agent.act(observation, deterministic=True)

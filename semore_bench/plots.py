@@ -23,9 +23,9 @@ from rich.markup import escape
 
 from semore_bench.collect import open_results
 from semore_bench.estimates import bootstrap, iqm, iqm_of_all, mean
-from semore_bench.frames import PROVENANCE, Results, in_order
 from semore_bench.names import printable, shorten
 from semore_bench.records import UnusableRun, find_runs, read_config, read_episodes
+from semore_bench.scores import PROVENANCE, Results, in_order
 from wrappers.errors import UserError
 
 # Okabe and Ito's palette, which can be told apart with every kind of colour blindness.

@@ -6,7 +6,6 @@ transition is a position in a ring; stacks, n-step returns and the true next fra
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from semore_bench.envs import Step
 from semore_bench.storage import Storage
+from semore_bench.transitions import AnnotatedBatch, Batch, Step
 from wrappers.backends.annotation import MAX_CLASSES, Annotation
 from wrappers.flow import encode_flow
 
@@ -29,42 +28,6 @@ _CHUNK = 64  # frames that are described at a time
 
 Describe = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 """uint8 rgb (N, H, W, 3) and flow (N, H, W, 2) -> features, float32 (N, F); of each frame from itself alone"""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Transitions s_t -> s_{t+m}, m = min(n_step, steps left in the episode).
-
-    `rgb`, `next_rgb`: uint8 (B, k, H, W, 3), oldest frame first, or None. `flow`, `next_flow`: uint8 (B, k-1, H, W, 2)
-    as `wrappers.flow.encode_flow` writes it, or None. `action`: float32 (B, A) in [-1, 1]. `reward`: float32 (B,), the
-    discounted sum of m rewards. `discount`: float32 (B,), discount**m, or 0 where the episode terminated (not where
-    a time limit cut it). `features`, `next_features`: float32 (B, k, F), or None, see `Replay.describe`.
-    """
-
-    rgb: np.ndarray | None
-    next_rgb: np.ndarray | None
-    flow: np.ndarray | None
-    next_flow: np.ndarray | None
-    action: np.ndarray
-    reward: np.ndarray
-    discount: np.ndarray
-    features: np.ndarray | None = None
-    next_features: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class AnnotatedBatch:
-    """Annotated frames, without the frames before them; K = MAX_CLASSES, absent classes have zero probability.
-
-    `rgb`: uint8 (B, H, W, 3). `patch_probabilities`: float32 (B, K, G, G), exact to 1/510. `classes`: int64 (B, K), the
-    numbers of the classes' names in `Replay.names`, -1 where there is none. `importance`: float32 (B, K), how much each
-    class matters for the task, 0-1; 0 for the background.
-    """
-
-    rgb: np.ndarray
-    patch_probabilities: np.ndarray
-    classes: np.ndarray
-    importance: np.ndarray
 
 
 class Replay:

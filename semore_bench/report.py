@@ -15,9 +15,9 @@ import tyro
 
 from semore_bench.collect import open_results
 from semore_bench.estimates import bootstrap, iqm_of_all
-from semore_bench.frames import Results
 from semore_bench.names import PUBLISHED, printable
 from semore_bench.plots import COLOURS
+from semore_bench.scores import Results
 from semore_bench.tables import ALL, Table, check_baseline, make_notes, make_table, seed_census
 from wrappers.errors import UserError
 

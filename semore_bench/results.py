@@ -7,10 +7,10 @@ from typing import Literal
 import tyro
 
 from semore_bench.collect import collect
-from semore_bench.frames import PROVENANCE, Results, load, save
 from semore_bench.plots import plot_curves, plot_efficiency, plot_profiles, results_curves
 from semore_bench.plots import save as save_figure
 from semore_bench.report import write_report
+from semore_bench.scores import PROVENANCE, Results, load, save
 from semore_bench.tables import make_table, write_table
 from wrappers.errors import UserError
 

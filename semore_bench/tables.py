@@ -12,8 +12,8 @@ import tyro
 
 from semore_bench.collect import open_results
 from semore_bench.estimates import aggregate, bootstrap, probability_of_improvement
-from semore_bench.frames import Results
 from semore_bench.names import PUBLISHED, printable
+from semore_bench.scores import Results
 from wrappers.errors import UserError
 
 ALL = "all tasks"

@@ -6,10 +6,10 @@ import torch
 from gymnasium import spaces
 
 from agents import drq_sac, semore_sac
-from semore_bench.envs import Step
 from semore_bench.grounder import grounding_loss
 from semore_bench.replay import Replay
 from semore_bench.things import MOTION, STATIC, THINGS
+from semore_bench.transitions import Step
 from wrappers.backends.annotation import Annotation, SceneObject
 from wrappers.errors import UserError
 

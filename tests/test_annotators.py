@@ -23,9 +23,10 @@ from wrappers.backends.annotation import (
     Annotator,
     patch_probabilities,
 )
-from wrappers.backends.annotators import BACKGROUND, VisionLanguageAnnotator, annotation_shape, make_annotator
+from wrappers.backends.annotators import annotation_shape, make_annotator
 from wrappers.backends.cache import CachedAnnotator
 from wrappers.backends.queues import AsyncAnnotator, Backoff, Request, SyncAnnotator
+from wrappers.backends.vision_language import BACKGROUND, VisionLanguageAnnotator
 
 
 def random_frames(count: int, seed: int = 0) -> np.ndarray:

@@ -13,7 +13,8 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from semore_bench.envs import EnvConfig, _Maker, make_env
+from semore_bench.envs import EnvConfig, make_env
+from semore_bench.workers import _Maker
 from tests import odd_envs
 
 SIZE = 36

@@ -28,12 +28,12 @@ from wrappers.backends.annotation import (
     AnnotatorUnavailable,
     SceneObject,
 )
-from wrappers.backends.annotators import VisionLanguageAnnotator
 from wrappers.backends.answers import Description, decode_completion, make_prompt, parse_answer
 from wrappers.backends.cache import CachedAnnotator
 from wrappers.backends.captioners import TransformersCaptioner, make_captioner
 from wrappers.backends.queues import Request, SyncAnnotator
 from wrappers.backends.servers import MAX_BODY, OpenAICaptioner
+from wrappers.backends.vision_language import VisionLanguageAnnotator
 from wrappers.errors import UserError
 
 torch.set_num_threads(1)

@@ -13,8 +13,10 @@ import pytest
 from gymnasium.utils.env_checker import check_env, data_equivalence
 
 from semore_bench.args import CommonArgs
-from semore_bench.envs import EnvConfig, Step, Workers, _Maker, episode_seed, make_env
+from semore_bench.envs import EnvConfig, make_env
 from semore_bench.evaluation import FIRST_SEED, Episode, FrameStack, evaluate
+from semore_bench.transitions import Step
+from semore_bench.workers import Workers, _Maker, episode_seed
 from tests import odd_envs
 from wrappers import ActionRepeat, SeededMetaWorld, VectorAction
 from wrappers.errors import UserError
@@ -408,7 +410,8 @@ def test_evaluation_imports_neither_a_vlm_nor_clip(tmp_path):
 import json, sys
 import numpy as np
 from semore_bench.args import CommonArgs
-from semore_bench.envs import EnvConfig, Workers
+from semore_bench.envs import EnvConfig
+from semore_bench.workers import Workers
 from semore_bench.evaluation import evaluate
 if __name__ == "__main__":
     config = EnvConfig(image_size=40, action_repeat=5)
@@ -446,7 +449,8 @@ def test_models_are_loaded_by_the_worker_alone(tmp_path, annotator):
 import json, sys, time
 import numpy as np
 from semore_bench.args import CommonArgs
-from semore_bench.envs import EnvConfig, Workers
+from semore_bench.envs import EnvConfig
+from semore_bench.workers import Workers
 if __name__ == "__main__":
     settings = dict(clip={clip and str(clip)!r}, annotation_cache={str(cache)!r}, annotation_grid={grid})
     config = EnvConfig(image_size=40, annotator={annotator!r}, **settings)

@@ -16,7 +16,8 @@ from hypothesis.extra import numpy as npst
 
 from wrappers import ActionRepeat, OpticalFlowObservation, PixelObservation, UserError
 from wrappers.backends.flow import MARGIN, DISFlow, FarnebackFlow, flow_between
-from wrappers.backends.mujoco import Renderer, Simulation
+from wrappers.backends.mujoco import Renderer
+from wrappers.backends.simulation import Simulation
 from wrappers.flow import decode_flow, encode_flow, flow_to_rgb
 
 # -- Estimators against shifts that are known

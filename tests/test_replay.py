@@ -12,9 +12,9 @@ from gymnasium import spaces
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from semore_bench.envs import Step
 from semore_bench.replay import Replay
 from semore_bench.rundir import Damaged
+from semore_bench.transitions import Step
 from wrappers.backends.annotation import Annotation, SceneObject
 from wrappers.errors import UserError
 

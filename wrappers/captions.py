@@ -16,6 +16,7 @@ from wrappers.backends.annotation import (
     Annotator,
 )
 from wrappers.backends.queues import AsyncAnnotator, PipelinedAnnotator, Request, SyncAnnotator
+from wrappers.backends.specs import is_vlm
 from wrappers.errors import UserError
 
 Mode = Literal["sync", "pipelined", "async"]
@@ -248,7 +249,7 @@ def _unchanged(value: Any, *_: Any, **__: Any) -> Any:
 
 def default_mode(annotator: str | Annotator) -> Mode:
     """ "async" for names of models that are slow or far away."""
-    return "async" if isinstance(annotator, str) and annotator.startswith(("transformers:", "openai:")) else "sync"
+    return "async" if is_vlm(annotator) else "sync"
 
 
 def find_annotator(annotator: str | Annotator) -> Annotator:
@@ -270,6 +271,7 @@ def _own_renderer(env: gym.Env, size: int | None) -> Any:
     renderer = env.get_wrapper_attr("renderer") if env.has_wrapper_attr("renderer") else None
     if size is None or renderer is None:
         return None
-    from wrappers.backends.mujoco import Renderer, find_simulation
+    from wrappers.backends.mujoco import Renderer
+    from wrappers.backends.simulation import find_simulation
 
     return Renderer(find_simulation(env), size, size, renderer.camera, renderer.quality)

@@ -17,9 +17,10 @@ from rich.table import Table
 
 from semore_bench.benchmarks.guidance import quotient
 from semore_bench.benchmarks.stepper import Stepper
-from semore_bench.envs import EnvConfig, Workers
+from semore_bench.envs import EnvConfig
 from semore_bench.listing import ROOT, agents
 from semore_bench.memory import hand_back_freed_memory, keep_freed_memory
+from semore_bench.workers import Workers
 from wrappers.errors import UserError
 
 OFFICIAL = "drqv2-official"

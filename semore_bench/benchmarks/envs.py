@@ -14,7 +14,8 @@ from gymnasium.vector import AsyncVectorEnv
 from rich.console import Console
 from rich.table import Table
 
-from semore_bench.envs import EnvConfig, vector_env
+from semore_bench.envs import EnvConfig
+from semore_bench.workers import vector_env
 from wrappers.errors import UserError
 
 FAMILIES = {

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from semore_bench.benchmarks.stepper import Stepper
-from semore_bench.envs import EnvConfig, Workers
+from semore_bench.envs import EnvConfig
 from semore_bench.listing import ROOT
+from semore_bench.workers import Workers
 from wrappers.errors import UserError
 
 SLOW_SECONDS = 2.0

@@ -11,10 +11,10 @@ from tests.fakes import HashingClip
 from tests.hostile_server import ENDLESS, FAILURES, FLOOD, UNUSABLE, USABLE, WITHOUT_SCHEMA, HostileServer, error
 from wrappers.backends import queues
 from wrappers.backends.annotation import Annotation
-from wrappers.backends.annotators import VisionLanguageAnnotator
 from wrappers.backends.cache import CachedAnnotator
 from wrappers.backends.queues import AsyncAnnotator, Backoff, Request
 from wrappers.backends.servers import OpenAICaptioner
+from wrappers.backends.vision_language import VisionLanguageAnnotator
 
 ALL = {**USABLE, **UNUSABLE, **FAILURES, **ENDLESS, "a body without end": FLOOD}
 CAPTION = "a cart with a pole"

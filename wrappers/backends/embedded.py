@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from wrappers.backends.annotation import Annotation, fingerprint
-from wrappers.backends.annotators import VisionLanguageAnnotator, patches_per_side
 from wrappers.backends.captioners import Description, embedded_model, parse_answer
+from wrappers.backends.vision_language import VisionLanguageAnnotator, patches_per_side
 
 logger = logging.getLogger(__name__)
 

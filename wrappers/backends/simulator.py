@@ -19,8 +19,9 @@ from wrappers.backends.annotation import (
     clean_text,
     relevance_map,
 )
-from wrappers.backends.mujoco import Geometry, Renderer, Simulation, find_simulation
+from wrappers.backends.mujoco import Geometry, Renderer
 from wrappers.backends.scenes import Scene, find_scene
+from wrappers.backends.simulation import Simulation, find_simulation
 from wrappers.errors import UserError
 
 # Eight directions in the image, clockwise from the right, then along the line of sight.

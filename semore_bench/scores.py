@@ -1,4 +1,4 @@
-"""Tidy frames, which tables, plots and the report are made of, and the folders of results that keep them."""
+"""Scores of evaluations, of which tables, plots and the report are made, and the folders of results that keep them."""
 
 import dataclasses
 import json
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from semore_bench.families import family_of
 from semore_bench.names import PUBLISHED, printable
 from semore_bench.reading import Count, Finite, Positive, Share, Unreadable, check_fields, read_csv, read_json
 from semore_bench.suites import check_bounds
@@ -70,13 +71,14 @@ class Task:
 
     def __post_init__(self) -> None:
         if self.bounds is None:
-            known = (0.0, 1.0) if self.success else (0.0, 1000.0) if self.env_id.startswith("dm_control/") else None
-            object.__setattr__(self, "bounds", known)
+            family = family_of(self.env_id)
+            object.__setattr__(self, "bounds", family.bounds if family else None)
 
     @property
     def success(self) -> bool:
         """Whether the score is the success rate."""
-        return self.env_id.startswith("Meta-World/")
+        family = family_of(self.env_id)
+        return family is not None and family.by_success
 
 
 @dataclass(frozen=True)
