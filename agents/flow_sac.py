@@ -23,6 +23,7 @@ from semore_bench.envs import EnvConfig
 from semore_bench.replay import Batch, Replay
 from semore_bench.runs import Run, one_line_errors
 from wrappers.errors import UserError
+from wrappers.flow import relative_flow
 
 
 @dataclass
@@ -155,7 +156,7 @@ def motion_input(rgb: Tensor, flow: Tensor) -> Tensor:
     """What the motion path sees, at half the resolution and in channels-last layout: each frame of rgb (B, 3k, H, W)
     minus the one before it, and flow over its bound, uint8 (B, 2(k-1), H, W)."""
     frames = F.avg_pool2d(rgb, 2)
-    return torch.cat([frames[:, 3:] - frames[:, :-3], F.avg_pool2d(flow.float(), 2).sub_(128).div_(127)], 1)
+    return torch.cat([frames[:, 3:] - frames[:, :-3], relative_flow(F.avg_pool2d(flow.float(), 2))], 1)
 
 
 # ---- agent ----

@@ -1,12 +1,16 @@
 """The command-line flags that every agent shares, as one dataclass to inherit from."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from wrappers.backends.annotators import check_annotator, check_grid
 from wrappers.errors import UserError
+
+_FREE = {"run_dir", "fresh", "track", "capture_video", "cuda", "annotation_cache"}
+"""flags that say where and how to look at a run, not what it computes"""
 
 
 @dataclass
@@ -122,6 +126,11 @@ class CommonArgs:
         is_agent = hasattr(self, "env_config")  # these flags alone are nobody's
         if asked_for and is_agent and self.env_config().annotator == "none":
             raise UserError(f"this agent uses no annotations: leave --annotator {self.annotator} out")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The flags that make a run what it is, as JSON has them: a run is continued with the same ones alone."""
+        return json.loads(json.dumps({name: value for name, value in asdict(self).items() if name not in _FREE}))
 
     @property
     def guidance(self) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from typing import Any
 
 import pandas as pd
 
+from semore_bench.families import Task
 from semore_bench.names import folder_name, printable
 from semore_bench.published import read_published
 from semore_bench.records import UnusableRun, find_runs, find_video, read_config, read_episodes, read_status
-from semore_bench.scores import COLUMNS, PROVENANCE, SCORES, Results, Task, load, tidy
+from semore_bench.scores import COLUMNS, PROVENANCE, SCORES, Results, load, tidy
 from semore_bench.suites import load_suite
 from wrappers.errors import UserError
 
@@ -224,7 +225,7 @@ def _factor(runs: list[dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], list
 def read_suite(suite: str) -> tuple[str, tuple[Task, ...]]:
     """Name and tasks of a suite, by its name or file; raises `UserError`."""
     loaded = load_suite(suite)
-    return loaded.name, tuple(Task(task.env_id, task.flags["total_env_steps"], task.bounds) for task in loaded.tasks)
+    return loaded.name, tuple(task.scored for task in loaded.tasks)
 
 
 def open_results(folders: Sequence[Path], suite: str | None = None, published: Path | None = None) -> Results:

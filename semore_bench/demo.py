@@ -69,7 +69,7 @@ def _random_return() -> float:
     config = EnvConfig(image_size=IMAGE_SIZE, action_repeat=ACTION_REPEAT, flow=None)
     with Workers(ENV_ID, config, num_envs=2) as workers:
         size = (workers.num_envs, *workers.action_space.shape)
-        episodes = evaluate(lambda _: rng.uniform(-1, 1, size), workers, EPISODES, frame_stack=1, flow_bound=1.0)
+        episodes = evaluate(lambda _: rng.uniform(-1, 1, size), workers, EPISODES, frame_stack=1)
     return float(np.mean([episode.episode_return for episode in episodes]))
 
 

@@ -42,3 +42,27 @@ def register(env_id: str) -> None:
     family = family_of(env_id)
     if family is not None and importlib.util.find_spec(family.package) is not None:
         importlib.import_module(family.package)
+
+
+@dataclass(frozen=True)
+class Task:
+    """An environment with a budget, as results compare agents on it.
+
+    `total_env_steps`: the budget at whose end agents are compared. `bounds`: the scores that count as 0 and 1, None
+    where nobody knows them. The score is the episode return, in Meta-World the success rate.
+    """
+
+    env_id: str
+    total_env_steps: int
+    bounds: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.bounds is None:
+            family = family_of(self.env_id)
+            object.__setattr__(self, "bounds", family.bounds if family else None)
+
+    @property
+    def success(self) -> bool:
+        """Whether the score is the success rate."""
+        family = family_of(self.env_id)
+        return family is not None and family.by_success

@@ -1,6 +1,5 @@
 """Which runs a sweep consists of, what is known of them before they are executed, and what they need on disk."""
 
-import json
 import statistics
 import sys
 from collections.abc import Sequence
@@ -10,11 +9,12 @@ from pathlib import Path
 import psutil
 
 from semore_bench import suites
-from semore_bench.args import flag
+from semore_bench.args import CommonArgs
 from semore_bench.executors import Job, read_status
 from semore_bench.names import folder_name, printable
 from semore_bench.records import UnusableRun, read_config, read_episodes
-from semore_bench.suites import Agent, Suite, Task
+from semore_bench.rundir import changes
+from semore_bench.suites import Agent, Suite, SuiteTask
 from wrappers.errors import UserError
 
 
@@ -86,13 +86,15 @@ def plan(
     ]
 
 
-def _planned(suite: Suite, task: Task, agent: Agent, seed: int, runs_dir: Path, environment: dict[str, str]) -> Planned:
+def _planned(
+    suite: Suite, task: SuiteTask, agent: Agent, seed: int, runs_dir: Path, environment: dict[str, str]
+) -> Planned:
     run_dir = runs_dir / suite.name / folder_name(task.env_id) / agent.name / f"seed-{seed}"
     flags = suite.flags(agent, task)
     typed = {"env_id": flags.pop("env_id"), "seed": seed, "run_dir": run_dir} | flags
     args = agent.args(**{**typed, "run_dir": str(run_dir)})
     args.resolve()
-    _check_same(run_dir, vars(args), agent.file.stem)
+    _check_same(run_dir, args, agent.file.stem)
     decisions = -(-args.total_env_steps // args.action_repeat)
     pixels = args.image_size**2 * (3 + 2 * (args.env_config().flow is not None))
     return Planned(
@@ -111,7 +113,7 @@ def _planned(suite: Suite, task: Task, agent: Agent, seed: int, runs_dir: Path, 
     )
 
 
-def _check_same(run_dir: Path, args: dict, agent_file: str) -> None:
+def _check_same(run_dir: Path, args: CommonArgs, agent_file: str) -> None:
     """Refuses to count a run of earlier settings, or of another agent file, as one of this sweep.
 
     A damaged one is left to the agent, which refuses it: its run fails, and the others go on.
@@ -123,15 +125,11 @@ def _check_same(run_dir: Path, args: dict, agent_file: str) -> None:
     except UnusableRun as reason:
         print(f"note: {printable(str(run_dir))}: {reason}", file=sys.stderr)
         return
-    before, now = config["args"] | {"agent": config["agent_file"]}, args | {"agent": agent_file}
-    changed = [
-        f"{flag(name)} was {before[name]} and now is {now[name]}"
-        for name in now
-        if name in before and before[name] != json.loads(json.dumps(now[name]))
-    ]
-    if changed:
+    before, now = config["args"] | {"agent": config["agent_file"]}, args.settings | {"agent": agent_file}
+    shared = before.keys() & now.keys()  # flags that are new, or gone, are the agent's to judge
+    if changed := changes({name: before[name] for name in shared}, {name: now[name] for name in shared}):
         raise UserError(
-            f"{run_dir} holds a run with other settings: {'; '.join(changed)}. Delete it, or choose another --runs-dir"
+            f"{run_dir} holds a run with other settings: {changed}. Delete it, or choose another --runs-dir"
         )
 
 

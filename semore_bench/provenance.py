@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -20,15 +19,6 @@ from wrappers.backends.captioners import make_prompt
 from wrappers.backends.specs import is_vlm
 from wrappers.errors import UserError
 
-_FREE = {"run_dir", "fresh", "track", "capture_video", "cuda", "annotation_cache"}
-"""settings that say where and how to look at a run, not what it computes"""
-
-
-def settings(args: CommonArgs) -> dict[str, Any]:
-    """The settings that make a run what it is, as JSON has them."""
-    kept = {name: value for name, value in dataclasses.asdict(args).items() if name not in _FREE}
-    return json.loads(json.dumps(kept))
-
 
 def run_config(args: CommonArgs, agent: str, device: torch.device) -> dict[str, Any]:
     """What config.json says of a run."""
@@ -38,7 +28,7 @@ def run_config(args: CommonArgs, agent: str, device: torch.device) -> dict[str, 
         "seed": args.seed,
         "guidance": args.guidance_source,
         "prompt": make_prompt(args.task_description) if is_vlm(args.annotator) else None,
-        "args": settings(args),
+        "args": args.settings,
         "command": sys.argv,
         **provenance(device),
     }

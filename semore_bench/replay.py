@@ -16,13 +16,12 @@ from gymnasium import spaces
 from semore_bench.storage import Storage
 from semore_bench.transitions import AnnotatedBatch, Batch, Step
 from wrappers.backends.annotation import MAX_CLASSES, Annotation
-from wrappers.flow import encode_flow
 
 # What follows a frame in its ring.
 NEWEST, CONTINUES, TERMINATED, TRUNCATED = range(4)
 
 _FRAMES_PER_STEP = 2  # the last one of an episode and the first one of the next
-_ANNOTATIONS_PER_STEP = 96  # at most, of an environment: as many as wait and are under way, see `AsyncAnnotator`
+_ANNOTATIONS_PER_STEP = 96  # at most, of an environment: as many as wait and are under way, see `AsyncQueue`
 _NOTES = ("owner", "classes", "importance", "probabilities")  # arrays with a row per annotation
 _CHUNK = 64  # frames that are described at a time
 
@@ -35,8 +34,8 @@ class Replay:
 
     Args:
         directory: folder of the memory-mapped arrays; what is in it is taken over by `load_state_dict`.
-        observation_space: Dict with `rgb`, and `flow` if there is any, or with `state` alone, which is kept as features
-            (one environment's, without stacking).
+        observation_space: Dict with `rgb`, and `flow` in bytes if there is any, or with `state` alone, which is kept as
+            features (one environment's, without stacking).
         action_dim: length of an action.
         capacity: transitions that can be sampled, all environments together.
         num_envs: number of environments, each with its own ring.
@@ -44,7 +43,6 @@ class Replay:
         n_step: rewards summed per transition.
         discount: discount factor per agent step.
         seed: seeds the sampling.
-        flow_bound: pixels per agent step that the stored flow can represent.
         annotate_every: agent steps between annotated frames, 0 for none; sizes the annotation store.
         grid, embedding_dim: patches per side and length of the text embeddings of the annotations.
         features: numbers per frame that `describe` computes, 0 for none.
@@ -67,7 +65,6 @@ class Replay:
         n_step: int = 1,
         discount: float = 0.99,
         seed: int = 0,
-        flow_bound: float = 8.0,
         annotate_every: int = 0,
         grid: int = 8,
         embedding_dim: int = 64,
@@ -76,7 +73,7 @@ class Replay:
     ):
         self.directory = Path(directory)
         self.frame_stack, self.n_step, self.discount, self.num_envs = frame_stack, n_step, discount, num_envs
-        self.flow_bound, self.embedding_dim = flow_bound, embedding_dim
+        self.embedding_dim = embedding_dim
         self.has_rgb, self.has_flow, self.has_state = (
             name in observation_space.spaces for name in ("rgb", "flow", "state")
         )
@@ -172,7 +169,7 @@ class Replay:
         if self.has_state:
             self._features[row] = observation["state"]
         if self.has_flow:
-            arrays["flow"][row] = encode_flow(observation["flow"], self.flow_bound)
+            arrays["flow"][row] = observation["flow"]
         arrays["follows"][row] = NEWEST
         arrays["episode_step"][row] = episode_step
         if episode_step == 0:

@@ -22,7 +22,7 @@ from semore_bench.evaluation import Episode, Evaluator
 from semore_bench.logs import LOG_EVERY, RunLogs
 from semore_bench.memory import keep_freed_memory
 from semore_bench.names import folder_name
-from semore_bench.provenance import find_device, run_config, settings, track
+from semore_bench.provenance import find_device, run_config, track
 from semore_bench.replay import Replay
 from semore_bench.rundir import FULL, Damaged, RunDirectory, refuse_changes
 from semore_bench.signals import Stopped, StopRequest
@@ -139,7 +139,7 @@ class Run:
         if before is None:
             self._folder.write_config(run_config(self.args, self.agent_name, self.device))
             return
-        was, now = before["args"] | {"agent": before["agent"]}, settings(self.args) | {"agent": self.agent_name}
+        was, now = before["args"] | {"agent": before["agent"]}, self.args.settings | {"agent": self.agent_name}
         refuse_changes(self.directory, was, now)
 
     def _env_config(self) -> EnvConfig:
@@ -159,12 +159,6 @@ class Run:
     def action_dim(self) -> int:
         """Length of an action vector."""
         return int(np.prod(self.workers.action_space.shape))
-
-    @property
-    def flow_bound(self) -> float:
-        """Pixels per agent step at which flow is cut."""
-        spaces = self.observation_space.spaces
-        return float(spaces["flow"].high.max()) if "flow" in spaces else 1.0
 
     @property
     def guidance_shape(self) -> tuple[int, int]:
@@ -191,7 +185,6 @@ class Run:
             n_step=n_step,
             discount=discount,
             seed=args.seed,
-            flow_bound=self.flow_bound,
             features=features,
             # Last frames of episodes come on top; where they are more, because episodes are short, it saves more often.
             slack=-(-args.checkpoint_every // args.num_envs) * 5 // 4 + 8,
@@ -319,10 +312,10 @@ class Run:
             self._stop.raise_if_asked()
 
         try:
-            episodes = self._evaluator.run(agent, self.flow_bound, on_step)
+            episodes = self._evaluator.run(agent, on_step)
             if self.args.capture_video:
                 path = self.directory / "videos" / f"env-step-{self.env_step:09d}.mp4"
-                self._evaluator.film(agent, self.flow_bound, on_step, path)
+                self._evaluator.film(agent, on_step, path)
         except Stopped:  # cut short, and repeated when the run goes on
             return
         self._logs.evaluation(*self._moment, self.episodes, episodes)

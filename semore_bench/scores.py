@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from semore_bench.families import family_of
+from semore_bench.families import Task
 from semore_bench.names import PUBLISHED, printable
 from semore_bench.reading import Count, Finite, Positive, Share, Unreadable, check_fields, read_csv, read_json
 from semore_bench.suites import check_bounds
@@ -55,30 +55,6 @@ KEPT_RUN = {
 """what provenance.json holds, and each run in it"""
 
 SCORES = ("episode_return", "success_any", "success_last")
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task of a suite.
-
-    `total_env_steps`: the budget at whose end agents are compared. `bounds`: the scores that count as 0 and 1, None
-    where nobody knows them. The score is the episode return, in Meta-World the success rate.
-    """
-
-    env_id: str
-    total_env_steps: int
-    bounds: tuple[float, float] | None = None
-
-    def __post_init__(self) -> None:
-        if self.bounds is None:
-            family = family_of(self.env_id)
-            object.__setattr__(self, "bounds", family.bounds if family else None)
-
-    @property
-    def success(self) -> bool:
-        """Whether the score is the success rate."""
-        family = family_of(self.env_id)
-        return family is not None and family.by_success
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Batch:
     """Transitions s_t -> s_{t+m}, m = min(n_step, steps left in the episode).
 
     `rgb`, `next_rgb`: uint8 (B, k, H, W, 3), oldest frame first, or None. `flow`, `next_flow`: uint8 (B, k-1, H, W, 2)
-    as `wrappers.flow.encode_flow` writes it, or None. `action`: float32 (B, A) in [-1, 1]. `reward`: float32 (B,), the
+    as `wrappers.flow.encode_flow` stores it, or None. `action`: float32 (B, A) in [-1, 1]. `reward`: float32 (B,), the
     discounted sum of m rewards. `discount`: float32 (B,), discount**m, or 0 where the episode terminated (not where
     a time limit cut it). `features`, `next_features`: float32 (B, k, F), or None, see `Replay.describe`.
     """

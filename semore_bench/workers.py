@@ -23,6 +23,7 @@ from wrappers.action_repeat import success_of
 from wrappers.backends.annotation import Annotation
 from wrappers.backends.specs import is_server, is_vlm, loads_models
 from wrappers.errors import UserError
+from wrappers.flow import encode_flow
 
 CAPTION_INFO = ("frame_step", "annotations", "annotation_ages", "caption")
 """what `CaptionObservation` adds to info"""
@@ -43,6 +44,21 @@ class _Shape:
 
     def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation]:
         raise NotImplementedError("an environment that was made for its spaces alone was stepped")
+
+
+class _FlowInBytes(gym.ObservationWrapper):
+    """Flow leaves the worker as it is stored: a quarter of the bytes, and the learner has nothing to do with it."""
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        floats = env.observation_space["flow"]
+        self._bound = float(floats.high.max())
+        low, high = (encode_flow(limit, self._bound) for limit in (floats.low, floats.high))
+        stored = spaces.Box(low, high, dtype=np.uint8)
+        self.observation_space = spaces.Dict({**env.observation_space.spaces, "flow": stored})
+
+    def observation(self, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {**observation, "flow": encode_flow(observation["flow"], self._bound)}
 
 
 class _Replayable(gym.Wrapper):
@@ -112,7 +128,10 @@ class _Maker:
             config = replace(
                 config, annotator=_Shape(*annotation_shape(annotator, config.clip, config.annotation_grid))
             )
-        return _Replayable(make_env(self.env_id, config), self.index)
+        env = make_env(self.env_id, config)
+        if "flow" in env.observation_space.spaces:
+            env = _FlowInBytes(env)
+        return _Replayable(env, self.index)
 
 
 class _Envs(AsyncVectorEnv):
@@ -149,7 +168,10 @@ class _Envs(AsyncVectorEnv):
 
 
 def vector_env(env_id: str, config: EnvConfig, num_envs: int, autoreset_mode: AutoresetMode) -> AsyncVectorEnv:
-    """Environments as `make_env` makes them, each in a spawned process; observations are valid until the next step."""
+    """Environments as `make_env` makes them, each in a spawned process, with flow as `encode_flow` stores it.
+
+    Observations are valid until the next step.
+    """
     makers = [_Maker(env_id, config, index) for index in range(num_envs)]
     with _main_module_hidden(), signals_held():
         return _Envs(makers, context="spawn", shared_memory=True, copy=False, autoreset_mode=autoreset_mode)
@@ -157,6 +179,8 @@ def vector_env(env_id: str, config: EnvConfig, num_envs: int, autoreset_mode: Au
 
 class Workers:
     """Environments in spawned worker processes: `send` actions, do something else, `receive` what came of them.
+
+    Flow is uint8 (H, W, 2), as `wrappers.flow.encode_flow` stores it: 128 is 0, 1 and 255 are the bound.
 
     Args:
         env_id: see `make_env`.

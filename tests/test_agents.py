@@ -12,6 +12,7 @@ from semore_bench.things import MOTION, STATIC, THINGS
 from semore_bench.transitions import Step
 from wrappers.backends.annotation import Annotation, SceneObject
 from wrappers.errors import UserError
+from wrappers.flow import encode_flow, relative_flow
 
 SIZE, GRID, DIM, ACTIONS = 48, 4, 16, 2
 CPU = torch.device("cpu")
@@ -22,7 +23,7 @@ def make_replay(path, flow=True, annotate=True, steps=60, seed=3, features=0, st
     rng = np.random.default_rng(seed)
     space = {"rgb": spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)}
     if flow:
-        space["flow"] = spaces.Box(-8, 8, (SIZE, SIZE, 2), np.float32)
+        space["flow"] = spaces.Box(1, 255, (SIZE, SIZE, 2), np.uint8)
     notes = {"annotate_every": 2, "grid": GRID, "embedding_dim": DIM} if annotate or store else {}
     notes |= {"features": features, "frame_stack": stack}
     replay = Replay(path, spaces.Dict(space), ACTIONS, capacity=100, seed=5, **notes)
@@ -34,7 +35,7 @@ def make_replay(path, flow=True, annotate=True, steps=60, seed=3, features=0, st
         motion = rng.uniform(-8, 8, (SIZE, SIZE, 2)).astype(np.float32)
         note = random_annotation(rng, number)
         if flow:
-            observation["flow"] = motion
+            observation["flow"] = encode_flow(motion, 8.0)
         return observation, {"annotations": (note,), "annotation_ages": (0,)} if annotate and number % 2 == 0 else {}
 
     number = 0
@@ -171,7 +172,7 @@ def test_stored_numbers_equal_fresh_ones_and_those_of_an_evaluation(tmp_path, mo
 def test_without_interaction_flow_is_pooled_over_the_image(tmp_path):
     agent, replay = make_semore(tmp_path, interaction=False)
     stacks = replay.feature_stacks().reshape(-1, THINGS, STATIC + MOTION)
-    flow = (replay._arrays["flow"][: replay._newest[0] + 1].astype(float) - 128) / 127
+    flow = relative_flow(replay._arrays["flow"][: replay._newest[0] + 1].astype(float))
     assert np.allclose(np.unique(stacks[:, 0, STATIC]), np.unique(4 * flow.mean((1, 2))[:, 0]), atol=1e-3)
 
 

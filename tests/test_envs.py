@@ -20,6 +20,7 @@ from semore_bench.workers import Workers, _Maker, episode_seed
 from tests import odd_envs
 from wrappers import ActionRepeat, SeededMetaWorld, VectorAction
 from wrappers.errors import UserError
+from wrappers.flow import encode_flow
 
 ROOT = Path(__file__).parents[1]
 SMALL = EnvConfig(image_size=40, action_repeat=2, annotator="simulator", annotate_every=2, text=True)
@@ -299,6 +300,8 @@ def test_workers_give_what_the_environment_in_this_process_gives():
                 caption = info["caption"]
                 assert steps[1].info["caption"] == caption
             assert info["caption"] == caption
+            observation["flow"] = encode_flow(observation["flow"], env.get_wrapper_attr("bound"))
+            assert steps[1].observation["flow"].dtype == np.uint8
             for key in ("rgb", "flow", "relevance"):
                 assert np.array_equal(steps[1].observation[key], observation[key]), key
     env.close()
@@ -355,7 +358,7 @@ def test_evaluation_plays_its_fixed_seeds_whatever_the_number_of_workers():
     outcomes = []
     for count in (1, 3):
         with Workers(TOY, config, num_envs=count) as workers:
-            outcomes.append(evaluate(policy, workers, 5, frame_stack=3, flow_bound=4.0))
+            outcomes.append(evaluate(policy, workers, 5, frame_stack=3))
     assert outcomes[0] == outcomes[1]
     assert [episode.seed for episode in outcomes[0]] == list(range(FIRST_SEED, FIRST_SEED + 5))
     assert len({episode.episode_return for episode in outcomes[0]}) == 5
@@ -390,10 +393,10 @@ def test_pixels_are_no_state():
 
 
 def test_frame_stack_repeats_the_first_frame():
-    stack = FrameStack(1, 3, flow_bound=1.0)
+    stack = FrameStack(1, 3)
 
     def frame(value):
-        return {"rgb": np.full((4, 4, 3), value, np.uint8), "flow": np.full((4, 4, 2), value / 10, np.float32)}
+        return {"rgb": np.full((4, 4, 3), value, np.uint8), "flow": np.full((4, 4, 2), value, np.uint8)}
 
     stack.begin(0, frame(1))
     assert stack.stack()["rgb"][0, :, 0, 0, 0].tolist() == [1, 1, 1]

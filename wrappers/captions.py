@@ -15,14 +15,14 @@ from wrappers.backends.annotation import (
     Annotation,
     Annotator,
 )
-from wrappers.backends.queues import AsyncAnnotator, PipelinedAnnotator, Request, SyncAnnotator
+from wrappers.backends.queues import AsyncQueue, PipelinedQueue, Request, SyncQueue
 from wrappers.backends.specs import is_vlm
 from wrappers.errors import UserError
 
 Mode = Literal["sync", "pipelined", "async"]
 
 
-REQUESTS = {"sync": SyncAnnotator, "pipelined": PipelinedAnnotator, "async": AsyncAnnotator}
+REQUESTS = {"sync": SyncQueue, "pipelined": PipelinedQueue, "async": AsyncQueue}
 
 
 class CaptionObservation(gym.Wrapper, RecordConstructorArgs):
@@ -110,7 +110,7 @@ class CaptionObservation(gym.Wrapper, RecordConstructorArgs):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Resets the environment and annotates the first frame, or asks for that."""
         observation, info = self.env.reset(seed=seed, options=options)
-        if isinstance(self._requests, PipelinedAnnotator):
+        if isinstance(self._requests, PipelinedQueue):
             self._requests.flush()  # an episode leaves nothing behind that the next one's seed does not determine
         return self._add_annotation(observation, info, is_first=True)
 

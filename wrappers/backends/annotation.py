@@ -110,8 +110,8 @@ class Annotator(Protocol):
     embedding_dim: int
     grid: int
 
-    def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation]:
-        """Annotate uint8 (H, W, 3) frames, in order; one of which nothing can be said is left out.
+    def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation | None]:
+        """Annotate uint8 (H, W, 3) frames: one annotation per frame, in order; None where nothing can be said.
 
         `frame_steps` become the annotations' `frame_step`; the caller may number frames as it likes.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from wrappers.backends.annotation import Annotation, Annotator, AnnotatorUnavailable, Complaints, statistics_of
+from wrappers.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Backoff:
         return max(0.0, self._until - time.monotonic())
 
 
-class SyncAnnotator:
+class SyncQueue:
     """Annotates requests when they are made; while the annotator is unavailable they are dropped, and counted."""
 
     def __init__(self, annotator: Annotator):
@@ -98,7 +99,7 @@ class SyncAnnotator:
         """Does nothing: there is nothing under way."""
 
 
-class PipelinedAnnotator(SyncAnnotator):
+class PipelinedQueue(SyncQueue):
     """Annotates requests a batch at a time, in a thread of its own, and hands them over when the next batch is full.
 
     Which annotation comes when is fixed, so that results are deterministic; nobody waits unless annotating takes
@@ -150,7 +151,7 @@ class PipelinedAnnotator(SyncAnnotator):
             self._handed |= super().finished()
 
 
-class AsyncAnnotator:
+class AsyncQueue:
     """Annotates requests in a thread of its own: nobody ever waits for the annotator, be it slow, down or broken.
 
     At most `max_pending` requests wait; a new one pushes out the oldest. The newest are answered first, up to
@@ -261,7 +262,13 @@ class AsyncAnnotator:
 
 
 def _annotate(annotator: Annotator, requests: Sequence[Request]) -> dict[Hashable, Annotation]:
-    # The indices stand for frame steps, so that answers are matched by what they say, not by their position.
-    annotations = annotator.annotate([request.frame for request in requests], range(len(requests)))
-    asked = [(requests[annotation.frame_step], annotation) for annotation in annotations]
-    return {request.key: replace(annotation, frame_step=request.frame_step) for request, annotation in asked}
+    """Annotations by the keys of their requests; without those frames of which nothing can be said."""
+    frames, frame_steps = [request.frame for request in requests], [request.frame_step for request in requests]
+    annotations = annotator.annotate(frames, frame_steps)
+    if len(annotations) != len(requests):
+        raise UserError(
+            f"annotator {annotator.source!r} returned {len(annotations)} annotations of {len(requests)} frames; "
+            "expected one per frame, in their order, or None where nothing can be said"
+        )
+    answered = zip(requests, annotations, strict=True)
+    return {request.key: annotation for request, annotation in answered if annotation is not None}

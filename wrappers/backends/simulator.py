@@ -312,7 +312,7 @@ class SimulatorAnnotator:
         self._renderer = Renderer(simulation, *size, renderer.camera, renderer.quality)
         self._simulation, self._model = simulation, None
 
-    def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation]:
+    def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation | None]:
         """Annotates the one frame that the environment shows now.
 
         Raises:

@@ -27,7 +27,7 @@ class VisionLanguageAnnotator:
     """A captioner names what matters in a frame, CLIP says where it is.
 
     Where the captioner gives no usable answer, the objects of its last one are looked for instead, and `source` says
-    so; before the first usable answer the frame is left out.
+    so; before the first usable answer there is no annotation.
 
     Args:
         captioner: gives caption and objects.
@@ -50,19 +50,20 @@ class VisionLanguageAnnotator:
         self._objects: tuple[SceneObject, ...] = ()  # of the last usable answer
         self._answers = self._unusable = 0
 
-    def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation]:
+    def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation | None]:
         """Annotates uint8 (H, W, 3) frames, in one batch.
 
         Raises:
             AnnotatorUnavailable: if the captioner cannot answer now.
         """
-        annotations = []
+        annotations: list[Annotation | None] = []
         for description, feature, frame_step in zip(*self._look(frames), frame_steps, strict=True):
             self._answers += 1
             source = self.source
             if description is None:
                 self._unusable += 1
                 if not self._objects:
+                    annotations.append(None)
                     continue
                 source += " (objects of an earlier frame)"
                 description = Description(", ".join(thing.name for thing in self._objects), self._objects)
