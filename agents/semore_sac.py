@@ -7,8 +7,9 @@ lies, and how flow says that it moves: standardised numbers, no pixels. Neither 
 
 Reconstructed from the paper's abstract: that two paths are taught separately by what VLM and CLIP know, interact, and
 are what the policy sees, is the paper's; grounder, numbers, standardising and schedule are ours. Until there is a
-vocabulary, and where nothing is named, the agent is its twin `drq_sac.py`: `diff` the two files. With `--no-semantic`
-this file computes the same numbers as the twin.
+vocabulary, and where nothing is named, the agent is DrQ-SAC; with `--no-semantic` it computes the same numbers.
+
+Its diff is to be read against `drq_sac.py`.
 
 Logged: as `drq_sac.py`, and, when the grounder is taught, `grounder_loss` (cross entropy per patch, nats) and `things`
 (names in the vocabulary); with `--heads` also `heads_loss` (squared error of predicted reward and numbers).
@@ -66,21 +67,21 @@ class Args(CommonArgs):
     """agent steps from the grounder's first bout to its second; each later one takes twice as long, and the second half
     of a run has none; 0 for no others"""
     feature_dim: int = 50
-    """length of the representation that actor and critics see"""
+    """dimension of the representation that actor and critics see"""
     learning_rate: float = 1e-3
-    """of Adam, for encoder, critics, actor and temperature"""
+    """Adam learning rate"""
     init_temperature: float = 0.1
-    """entropy weight to begin with; it is tuned towards an entropy of minus the number of action dimensions"""
+    """initial entropy temperature (alpha), tuned towards a target entropy of minus the action dimension"""
     discount: float = 0.99
-    """per agent step"""
+    """discount factor (gamma) per agent step"""
     n_step: int = 1
-    """rewards summed before the value of what follows is estimated"""
+    """n-step return length: rewards summed before bootstrapping from the target critics"""
     tau: float = 0.01
-    """share of the critics that moves into their targets at a time"""
+    """Polyak coefficient (tau) of the target critics"""
     actor_every: int = 2
-    """updates of the critics per update of actor, temperature and targets"""
+    """critic updates per update of actor, temperature and target networks"""
     shift: int = 4
-    """random shift in pixels"""
+    """largest random shift, in pixels"""
 
     def env_config(self) -> EnvConfig:
         """RGB and, if things are named, annotations and flow."""

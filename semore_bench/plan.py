@@ -99,7 +99,7 @@ def _planned(
     pixels = args.image_size**2 * (3 + 2 * (args.env_config().flow is not None))
     return Planned(
         Job(
-            (sys.executable, str(suites.shown(agent.file)), *suites.words(typed)),
+            (sys.executable, str(suites.shown(agent.file)), *suites.command_line(typed)),
             run_dir.resolve(),
             Path.cwd(),
             environment,

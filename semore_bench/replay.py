@@ -40,7 +40,7 @@ class Replay:
         capacity: transitions that can be sampled, all environments together.
         num_envs: number of environments, each with its own ring.
         frame_stack: frames per stack; the first frame of an episode is repeated to fill its first stacks.
-        n_step: rewards summed per transition.
+        n_step: length of n-step returns.
         discount: discount factor per agent step.
         seed: seeds the sampling.
         annotate_every: agent steps between annotated frames, 0 for none; sizes the annotation store.
@@ -331,10 +331,10 @@ class Replay:
         end = position.copy()
         for _ in range(self.n_step):
             row = self._row(env, end)
-            moves = follows[row] == CONTINUES
-            reward += np.where(moves, discount * self._arrays["reward"][row], 0)
-            discount *= np.where(moves, np.float32(self.discount), 1)
-            end += moves
+            continues = follows[row] == CONTINUES
+            reward += np.where(continues, discount * self._arrays["reward"][row], 0)
+            discount *= np.where(continues, np.float32(self.discount), 1)
+            end += continues
         last = follows[self._row(env, end)]
         full = end - position == self.n_step
         complete = (full | (last == TERMINATED) | (last == TRUNCATED)) & (end > position)

@@ -60,10 +60,11 @@ def one_line_errors(main: Callable[[Any], None]) -> Callable[[Any], None]:
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of the training loop.
+    """One iteration of the training loop.
 
-    `observation`: the newest stacks of all environments (see `Replay.latest`). `random`: whether to act at random
-    still. `updates`: the numbers of the updates due in this turn, counted from 0.
+    `agent_step`: agent steps taken so far, in all environments. `observation`: the newest stacks of all environments
+    (see `Replay.latest`). `random`: whether to act uniformly at random still. `updates`: numbers of the calls of
+    `Agent.update` that are due, counted from 0: `--updates-per-step` per agent step, once learning has begun.
     """
 
     agent_step: int

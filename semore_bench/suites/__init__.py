@@ -192,15 +192,15 @@ def check(suite: Suite, chosen: Iterable[str] = ()) -> list[Agent]:
     return agents
 
 
-def words(flags: Mapping[str, Any]) -> list[str]:
+def command_line(flags: Mapping[str, Any]) -> list[str]:
     """Flags as they are typed: `{"n_step": 3, "motion": False}` -> `["--n-step", "3", "--no-motion"]`."""
-    typed: list[str] = []
+    words: list[str] = []
     for name, value in flags.items():
         if isinstance(value, bool):
-            typed.append(flag(name if value else f"no_{name}"))
+            words.append(flag(name if value else f"no_{name}"))
         else:
-            typed += [flag(name), *(map(str, value) if isinstance(value, list) else [str(value)])]
-    return typed
+            words += [flag(name), *(map(str, value) if isinstance(value, list) else [str(value)])]
+    return words
 
 
 def shown(file: Path) -> Path:
