@@ -97,3 +97,7 @@ def usage() -> str:
     width = max(map(len, COMMANDS))
     commands = "".join(f"  {name:{width}}  {summary}\n" for name, (_, summary) in COMMANDS.items())
     return f"usage: semore-bench COMMAND [options]\n\n{commands}\nFor one: semore-bench COMMAND --help"
+
+
+if __name__ == "__main__":
+    main()

@@ -187,7 +187,7 @@ def probe_gl(backend: str, timeout: float = GL_TIMEOUT) -> tuple[bool, str]:
     if probe.returncode < 0:
         return False, f"crashes with signal {-probe.returncode}"
     if probe.returncode > 0:
-        reason = (probe.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("wrappers.errors.UserError: ")
+        reason = (probe.stderr.strip().splitlines() or ["no message"])[-1].rpartition("wrappers.errors.UserError: ")[2]
         return False, f"does not work: {textwrap.shorten(reason, 90, placeholder=' ...')}"
     result = json.loads(probe.stdout.splitlines()[-1])
     if result["contrast"] < 10:

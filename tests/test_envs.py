@@ -376,7 +376,7 @@ def test_states_are_observed_flat_and_nothing_is_rendered(env_id):
         ((shown, _),) = workers.reset([3])
         first = {"state": shown["state"].copy()}  # the worker writes the next one over it
         assert np.array_equal(first["state"], env.reset(seed=3)[0]["state"])
-        stack = FrameStack(1, 2, 1.0)
+        stack = FrameStack(1, 2)
         stack.begin(0, first)
         workers.send(np.zeros((1, *workers.action_space.shape)))
         (step,) = workers.receive()

@@ -18,7 +18,7 @@ from rich.table import Table
 from semore_bench.benchmarks.guidance import quotient
 from semore_bench.benchmarks.stepper import Stepper
 from semore_bench.envs import EnvConfig
-from semore_bench.listing import ROOT, agents
+from semore_bench.listing import AGENTS, agents
 from semore_bench.memory import hand_back_freed_memory, keep_freed_memory
 from semore_bench.workers import Workers
 from wrappers.errors import UserError
@@ -81,7 +81,7 @@ class Agents:
             steppers = {}
             for name in names:
                 agent, *own = name.split()
-                steppers[name] = stack.enter_context(Stepper(ROOT / "agents" / f"{agent}.py", [*flags, *own]))
+                steppers[name] = stack.enter_context(Stepper(AGENTS / f"{agent}.py", [*flags, *own]))
             for stepper in steppers.values():
                 stepper.run(random_steps + self.block_steps)  # random steps, and what is slow the first time
             blocks: dict[str, list[Any]] = {name: [] for name in names}
@@ -153,7 +153,7 @@ class Agents:
         from semore_bench.replay import Batch
 
         batch_size, actions = self.batch_size or 256, 6
-        module = types.SimpleNamespace(**runpy.run_path(str(ROOT / "agents" / "drqv2.py")))
+        module = types.SimpleNamespace(**runpy.run_path(str(AGENTS / "drqv2.py")))
         args = module.Args(
             env_id=self.env_id, preset="reference", batch_size=batch_size, update_every=1, bfloat16=self.bfloat16
         )

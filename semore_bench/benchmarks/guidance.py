@@ -15,7 +15,7 @@ from rich.table import Table
 
 from semore_bench.benchmarks.stepper import Stepper
 from semore_bench.envs import EnvConfig
-from semore_bench.listing import ROOT
+from semore_bench.listing import AGENTS
 from semore_bench.workers import Workers
 from wrappers.errors import UserError
 
@@ -100,7 +100,7 @@ class Guidance:
         return speeds
 
     def _training(self) -> Table:
-        agent = ROOT / "agents" / "semore_sac.py"
+        agent = AGENTS / "semore_sac.py"
         common = ["--env-id", self.env_ids[0], "--preset", "lite", "--random-steps", "50"]
         common += ["--annotate-every", str(self.annotate_every)]
         milliseconds: dict[str, list[float]] = {"none": [], "slow": []}

@@ -76,7 +76,7 @@ class Suite:
         if target not in known:
             names = sorted({*known, *self.agents} - {target})
             raise UserError(f"there is no agent {target!r}{did_you_mean(target, names, 'A file of yours ends in .py')}")
-        return _load_agent(name, listing.ROOT / "agents" / f"{target}.py")
+        return _load_agent(name, listing.AGENTS / f"{target}.py")
 
     def flags(self, agent: Agent, task: SuiteTask) -> dict[str, Any]:
         """What `agent` is given on `task`, by field of its `Args`; without seed and run directory.
