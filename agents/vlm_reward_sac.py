@@ -272,7 +272,8 @@ class Agent(nn.Module):
     def add_reward(self, steps: Sequence[Step]) -> list[Step]:
         """The steps with the weighted reward for the frames that they led to."""
         seen = torch.from_numpy(self.clip.image_embeddings([step.observation["rgb"] for step in steps]))
-        rewards = vlm_reward(seen, *self.sentences, self.args.vlm_reward_alpha)
+        goal, baseline = self.sentences
+        rewards = vlm_reward(seen, goal, baseline, self.args.vlm_reward_alpha)
         self.newest_reward.fill_(rewards.mean())
         bonuses = (self.args.vlm_reward_coef * rewards).tolist()
         return [replace(step, reward=step.reward + bonus) for step, bonus in zip(steps, bonuses, strict=True)]

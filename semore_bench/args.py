@@ -2,12 +2,15 @@
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from wrappers.backends.annotators import check_annotator, check_grid
 from wrappers.errors import UserError
+
+if TYPE_CHECKING:
+    from semore_bench.envs import EnvConfig
 
 _FREE = {"run_dir", "fresh", "track", "capture_video", "cuda", "annotation_cache"}
 """flags that say where and how to look at a run, not what it computes"""
@@ -124,6 +127,11 @@ class CommonArgs:
         is_agent = hasattr(self, "env_config")  # these flags alone are nobody's
         if asked_for and is_agent and self.env_config().annotator == "none":
             raise UserError(f"this agent uses no annotations: leave --annotator {self.annotator} out")
+
+    if TYPE_CHECKING:
+
+        def env_config(self) -> "EnvConfig":
+            """How the environments are wrapped; every agent says so."""
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import importlib
 import io
 import os
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 from semore_bench import __version__
 from semore_bench.names import printable
@@ -85,7 +85,7 @@ def write_everywhere(stream: TextIO) -> None:
         stream.reconfigure(errors="semore-bench")
 
 
-def _plain(error: UnicodeError) -> tuple[str, int]:
+def _plain(error: Any) -> tuple[str, int]:
     """For characters that the encoding lacks: their likes in ASCII, or their escapes."""
     characters = error.object[error.start : error.end]
     plain = (PLAIN.get(character) or character.encode("unicode_escape").decode() for character in characters)

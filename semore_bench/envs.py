@@ -134,7 +134,7 @@ def _leaves(space: spaces.Space) -> list[spaces.Space]:
 
 def _add_captions(env: gym.Env, config: EnvConfig) -> gym.Env:
     annotator, size = config.annotator, None
-    usual = "async"
+    usual: Literal["sync", "pipelined", "async"] = "async"
     if annotator == "simulator" or hasattr(annotator, "attach"):  # sees the present alone
         usual = "sync"
     elif annotator == "embedded":

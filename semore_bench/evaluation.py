@@ -71,7 +71,9 @@ class FrameStack:
     def stack(self) -> dict[str, np.ndarray]:
         """As `Replay.latest`: uint8 rgb (N, k, H, W, 3) and flow (N, k-1, H, W, 2), or states as features (N, k, F)."""
         names = [name for name in ("rgb", "features") if name in self._frames[0][0]]
-        stacked = {name: np.stack([[frame[name] for frame in frames] for frames in self._frames]) for name in names}
+        stacked: dict[str, np.ndarray] = {
+            name: np.stack([[frame[name] for frame in frames] for frames in self._frames]) for name in names
+        }
         if "flow" in self._frames[0][0] and self._size > 1:
             stacked["flow"] = np.stack([[frame["flow"] for frame in frames[1:]] for frames in self._frames])
         return stacked

@@ -5,7 +5,7 @@ transition is a position in a ring; stacks, n-step returns and the true next fra
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -246,13 +246,14 @@ class Replay:
         env, position = self._draw(batch_size)
         reward, discount, end, _ = self._returns(env, position)
         if self.n_step == 1:  # s and s' share frames: read them once
-            parts = [
+            parts: Iterable[tuple] = [
                 (None, None) if part is None else (part[:, :-1], part[:, 1:]) for part in self._stack(env, end, more=1)
             ]
         else:
             parts = zip(self._stack(env, position), self._stack(env, end), strict=True)
-        rgbs, flows, features = parts
-        return Batch(*rgbs, *flows, self._arrays["action"][self._row(env, position)], reward, discount, *features)
+        (rgb, next_rgb), (flow, next_flow), (features, next_features) = parts
+        action = self._arrays["action"][self._row(env, position)]
+        return Batch(rgb, next_rgb, flow, next_flow, action, reward, discount, features, next_features)
 
     def sample_annotated(self, batch_size: int) -> AnnotatedBatch | None:
         """Draws annotated frames uniformly, with replacement; None if there are none."""

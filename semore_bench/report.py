@@ -171,7 +171,7 @@ def _curves_over_tasks(results: Results) -> dict[str, dict[str, Any]]:
     fractions = np.array(results.fractions)
     normalised = results.normalised_curves(results.fractions)
     needed = sum(task.bounds is not None for task in results.tasks)
-    curves = {}
+    curves: dict[str, Any] = {}
     for agent in results.agents:
         tasks = list(normalised.get(agent, {}).values())
         reached = [(~np.isnan(task)).any(0) for task in tasks]

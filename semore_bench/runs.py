@@ -30,7 +30,7 @@ from semore_bench.transitions import Step
 from semore_bench.workers import Workers, episode_seed
 from wrappers.errors import UserError
 
-CHECKPOINT_SECONDS = 120
+CHECKPOINT_SECONDS = 120.0
 
 
 def one_line_errors(main: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -144,10 +144,12 @@ class Run:
         refuse_changes(self.directory, was, now)
 
     def _env_config(self) -> EnvConfig:
-        pixels = {"pixel_source": self.args.pixel_source, "pixel_key": self.args.pixel_key}
-        config = dataclasses.replace(self.args.env_config(), **pixels)
+        args = self.args
+        config = dataclasses.replace(args.env_config(), pixel_source=args.pixel_source, pixel_key=args.pixel_key)
         # What was annotated once is not asked for again, least of all when the run goes on after a crash.
-        return dataclasses.replace(config, annotation_cache=config.annotation_cache or self.directory / "annotations")
+        return dataclasses.replace(
+            config, annotation_cache=config.annotation_cache or str(self.directory / "annotations")
+        )
 
     # ---- the training loop ----
 

@@ -81,10 +81,13 @@ def sweep(
     runs_dir.mkdir(parents=True, exist_ok=True)  # before anything starts: it may be a file, or read-only
     check_disk(runs, runs_dir)
     left = [run for run in runs if run.state() != "finished"]
-    outcomes, signalled = {}, 0
+    outcomes: dict[Planned, Outcome] = {}
+    signalled = 0
     if left:
         if executor == "ray":
-            where = RayExecutor(ray_address, cpus_per_run, gpus_per_run, int(memory_per_run * 1e9))
+            where: RayExecutor | LocalExecutor = RayExecutor(
+                ray_address, cpus_per_run, gpus_per_run, int(memory_per_run * 1e9)
+            )
         else:
             where = LocalExecutor(workers)
         outcomes, signalled = Watch(console, where, left).until_done()
@@ -149,7 +152,8 @@ def _to_go(run: Planned) -> int:
 
 def _seconds_per_decision(runs: list[Planned]) -> dict[str | tuple[str, str], float]:
     """Measured on finished runs, by (task, agent) and by agent alone."""
-    seconds, decisions = Counter(), Counter()
+    seconds: Counter = Counter()
+    decisions: Counter = Counter()
     for run in runs:
         status = read_status(run.job.run_dir)
         if status.get("state") == "finished" and status.get("agent_step") and status.get("wall_seconds"):

@@ -34,7 +34,7 @@ def episode_seed(seed: int, episode: int) -> int:
     return int(np.random.SeedSequence([seed, episode]).generate_state(1)[0]) % 2**31  # some environments take an int32
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Shape:
     """Stands for an annotator where nothing but the shape of its annotations is asked for."""
 
@@ -42,7 +42,7 @@ class _Shape:
     grid: int
     source: str = "nobody"
 
-    def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation]:
+    def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation | None]:
         raise NotImplementedError("an environment that was made for its spaces alone was stepped")
 
 
@@ -122,12 +122,13 @@ class _Maker:
 
                 if annotator in ("embedded", "none"):
                     torch.set_num_threads(1)
-        elif needs_models:  # Gymnasium makes one in the learner's process too, and asks for its spaces alone
+        elif needs_models and isinstance(
+            annotator, str
+        ):  # Gymnasium makes one in the learner's process too, and asks for its spaces alone
             from wrappers.backends.annotators import annotation_shape
 
-            config = replace(
-                config, annotator=_Shape(*annotation_shape(annotator, config.clip, config.annotation_grid))
-            )
+            shape = _Shape(*annotation_shape(annotator, config.clip, config.annotation_grid))
+            config = replace(config, annotator=shape)
         env = make_env(self.env_id, config)
         if "flow" in env.observation_space.spaces:
             env = _FlowInBytes(env)
@@ -210,7 +211,7 @@ class Workers:
             )
 
     def reset(
-        self, seeds: Sequence[int | None], actions: Sequence[np.ndarray] | None = None
+        self, seeds: Sequence[int | None], actions: Sequence[Sequence[np.ndarray] | np.ndarray] | None = None
     ) -> list[tuple[dict[str, np.ndarray], dict[str, Any]]]:
         """Starts an episode in every environment whose seed is not None; `actions` are run through at once.
 
@@ -299,7 +300,9 @@ def _info(infos: dict[str, Any], index: int) -> dict[str, Any]:
 def _main_module_hidden() -> Iterator[None]:
     """Keeps spawned workers from importing the agent's file: it would cost each of them torch's time and memory."""
     main = sys.modules["__main__"]
-    hidden = {name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__}
+    hidden: dict[str, Any] = {
+        name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__
+    }
     main.__spec__ = None
     try:
         yield

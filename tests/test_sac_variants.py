@@ -194,11 +194,11 @@ def test_contrastive_loss_equals_a_slow_reference():
     assert float(curl_sac.info_nce(queries, keys, product)) == pytest.approx(total / 6, rel=1e-5)
 
 
-def test_contrast_teaches_encoder_and_product_and_keys_are_the_slow_copys(batch):
+def test_contrast_teaches_encoder_and_similarity_and_keys_are_the_slow_copys(batch):
     agent = make_agent(curl_sac)
     rgb, key_rgb, *_ = agent.augment(batch)
     loss = agent.contrastive_loss(rgb, key_rgb)
-    assert receivers(agent, loss) == {"encoder", "project", "product"}
+    assert receivers(agent, loss) == {"encoder", "project", "bilinear"}
     with torch.no_grad():
         agent.target_project[0].weight.mul_(-1)
         want = curl_sac.info_nce(agent.encode(rgb), agent.encode(key_rgb, target=True), agent.bilinear)

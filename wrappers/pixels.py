@@ -76,7 +76,7 @@ class PixelObservation(gym.Wrapper, RecordConstructorArgs):
             )
         self._height, self._width = _height_and_width(size)
         self.observation_space = spaces.Dict({"rgb": spaces.Box(0, 255, (self._height, self._width, 3), np.uint8)})
-        self.camera = None
+        self.camera: Camera = None
         self.renderer: Renderer | None = None
         self._observed: Picture | None = None
         near = ""

@@ -215,7 +215,8 @@ def _official_agent(folder: Path, args: Any, actions: int, device: Any) -> Any:
         raise UserError(f"no drqv2.py in {folder}: give the folder of a checkout of facebookresearch/drqv2")
     for name, attributes in (("hydra", {}), ("omegaconf", {"OmegaConf": None})):
         if importlib.util.find_spec(name) is None:
-            sys.modules.setdefault(name, types.SimpleNamespace(**attributes))
+            module = sys.modules.setdefault(name, types.ModuleType(name))
+            vars(module).update(attributes)
     sys.path.insert(0, str(folder))
     try:
         official = importlib.import_module("drqv2")

@@ -82,8 +82,9 @@ class Envs:
         rgb = EnvConfig(image_size=self.image_size, action_repeat=self.action_repeat, flow=None)
         settings = {"RGB": rgb, "and flow": replace(rgb, flow="dis")}
         if self.annotator != "none":
-            more = {"annotator": self.annotator, "annotate_every": self.annotate_every}
-            settings["and captions"] = replace(settings["and flow"], **more)
+            settings["and captions"] = replace(
+                settings["and flow"], annotator=self.annotator, annotate_every=self.annotate_every
+            )
         return settings
 
     def _measure(self, env_id: str, count: int, settings: dict[str, EnvConfig]) -> dict[str, list[float]]:

@@ -51,7 +51,7 @@ def calibrate(folder: Path, parts: Sequence[Frames]) -> float:
     return float(np.quantile(np.concatenate(similarities), 0.01))
 
 
-def measure(folder: Path, domains: dict[str, Sequence[Frames]], threshold: float) -> dict[str, Measured]:
+def measure(folder: Path, domains: Mapping[str, Sequence[Frames]], threshold: float) -> dict[str, Measured]:
     """Measures the models in a folder, domain by domain."""
     annotator = EmbeddedAnnotator(folder=folder)
     return {domain: _measure(annotator, parts, threshold) for domain, parts in domains.items()}

@@ -148,8 +148,8 @@ def _read_suite(file: Path) -> Suite:
     tasks = [_read_task(table, number) for number, table in enumerate(content["tasks"], 1)]
     if not tasks:
         raise Unreadable("tasks is empty; expected at least one [[tasks]] with env_id and total_env_steps")
-    twice = [task.env_id for task in tasks]
-    if twice := {env_id for env_id in twice if twice.count(env_id) > 1}:
+    ids = [task.env_id for task in tasks]
+    if twice := {env_id for env_id in ids if ids.count(env_id) > 1}:
         raise Unreadable(f"[[tasks]]: {min(twice)} is there more than once")
     return Suite(file, content["name"], content["settings"] or {}, agents, tuple(tasks))
 

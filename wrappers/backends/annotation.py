@@ -179,7 +179,7 @@ class HashingTextEncoder:
         words = re.findall(r"[a-z0-9]+", text.lower())
         pairs = [f"{first} {second}" for first, second in pairwise(words)]
         # An odd number of signs: they never cancel.
-        total = sum(self._signs(feature) for feature in [*words, *pairs] or [""])
+        total = np.sum([self._signs(feature) for feature in [*words, *pairs] or [""]], axis=0)
         return (total / np.sqrt((total * total).sum())).astype(np.float32)
 
     def _signs(self, feature: str) -> np.ndarray:

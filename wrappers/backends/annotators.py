@@ -125,7 +125,7 @@ def make_annotator(
     if spec == "embedded" and clip in (None, "embedded"):
         from wrappers.backends.embedded import EmbeddedAnnotator
 
-        annotator = EmbeddedAnnotator(device)
+        annotator: VisionLanguageAnnotator = EmbeddedAnnotator(device)
         _refuse_other_grids("embedded", annotator.grid, grid)
     else:
         captioner = make_captioner(spec, task_description, device)

@@ -101,7 +101,7 @@ class CachedAnnotator:
 
     def _path(self, frame: np.ndarray) -> Path:
         key = hashlib.blake2b(f"{self.identity} {frame.shape} ".encode(), digest_size=20)
-        key.update(np.ascontiguousarray(frame))
+        key.update(np.ascontiguousarray(frame).data)
         name = key.hexdigest()
         return self.directory / name[:2] / f"{name}.npz"
 

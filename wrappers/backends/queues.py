@@ -236,7 +236,7 @@ class AsyncQueue:
             except Exception as error:
                 # Whatever it is, training goes on: said, counted and tried again.
                 is_expected = isinstance(error, AnnotatorUnavailable)
-                kind = error.kind if is_expected else type(error).__name__
+                kind = error.kind if isinstance(error, AnnotatorUnavailable) else type(error).__name__
                 message = "annotating failed and will be tried again: %s"
                 self._complaints.warn(kind, message, error, exc_info=not is_expected)
                 with self._changed:

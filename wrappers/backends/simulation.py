@@ -7,7 +7,7 @@ import copyreg
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import gymnasium as gym
 import mujoco
@@ -26,7 +26,7 @@ class Viewpoint:
     upside_down: bool = False
 
 
-Camera = int | str | mujoco.MjvCamera | Viewpoint | None
+Camera: TypeAlias = int | str | mujoco.MjvCamera | Viewpoint | None
 
 # The view used by work on Meta-World from pixels (MWM, arXiv 2206.14244; DrM, arXiv 2310.19668): `corner2`, moved
 # towards the table. The model defines this camera upside down.
