@@ -83,7 +83,9 @@ def _bare_name(env_id: str) -> str:
 def agents(folder: Path = AGENTS) -> dict[str, str]:
     """Agents by name with the first line of their docstring, read without running them."""
     if not folder.is_dir():
-        raise UserError(f"no agents in {folder}: install semore-bench again, from its repository or its wheel")
+        raise UserError(
+            f"no agents in {folder}: install semore-bench again, with `make setup` in its repository or from its wheel"
+        )
     files = sorted(file for file in folder.glob("*.py") if not file.stem.startswith("_"))
     return {file.stem: _described(file, _agent_summary) for file in files}
 
