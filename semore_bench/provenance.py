@@ -1,4 +1,4 @@
-"""Where and with what a run is computed, and who is told."""
+"""Provenance of a run: settings, commit, versions, hardware; devices; Weights & Biases."""
 
 import dataclasses
 import hashlib

@@ -119,7 +119,7 @@ class Replay:
         self._names: dict[str, int] = {}  # numbers are never given twice: what lies on disk keeps its meaning
         self._name_embeddings: dict[int, np.ndarray] = {}
         self._next_name = 0
-        # In memory, and whole in every checkpoint: all of them change when they are computed anew.
+        # In memory, and whole in every checkpoint: all of them change when they are recomputed.
         width = observation_space["state"].shape[0] if self.has_state else features
         self._features = np.zeros((num_envs * self.slots, width), np.float32)
         self.describe: Describe | None = None
@@ -149,7 +149,7 @@ class Replay:
         self._describe(rows)
 
     def redescribe(self) -> None:
-        """Computes the features of all stored frames anew, by a `describe` that has changed."""
+        """Recomputes the features of all stored frames, by a `describe` that has changed."""
         for env in range(self.num_envs):
             oldest = max(0, self._newest[env] - self.window - self.frame_stack)
             rows = self._row(env, np.arange(oldest, self._newest[env] + 1))
@@ -213,7 +213,7 @@ class Replay:
         return self._names[name]
 
     def _forget_names(self) -> None:
-        """A talkative model may give every frame new names: those that no annotation in the store uses are dropped."""
+        """A model may give every frame new names: those that no annotation in the store uses are dropped."""
         if len(self._names) < 2 * MAX_CLASSES * self.annotation_window:
             return
         used = set(np.unique(self._arrays["classes"][self._live_notes()]).tolist())

@@ -51,8 +51,8 @@ class CaptionObservation(gym.Wrapper, RecordConstructorArgs):
         text: puts the caption into the observation.
         mode: "sync": `reset` and `step` return when the annotation is done, so that results are deterministic.
             "pipelined": eight frames at a time are annotated while the environment goes on, and handed over with the
-            next eight, or when the episode is over; deterministic too, and hardly ever waited for.
-            "async": they never wait, and annotations come when they are done. By default "async" for the names
+            next eight, or when the episode is over; deterministic too, and it hardly ever blocks.
+            "async": it never blocks, and annotations come when they are done. By default "async" for the names
             "transformers:..." and "openai:...", "sync" for everything else.
         frame_size: the annotator gets a picture of its own, drawn with this height and width in pixels, where a
             `PixelObservation` draws a MuJoCo simulation; elsewhere, and by default, it gets `rgb`.

@@ -35,21 +35,21 @@ class Agents:
     names: tuple[str, ...] = ()
     """agents to measure, with flags if you like: "semore_sac --pixels" (default: all, and that one)"""
     env_id: str = "dm_control/cartpole-swingup-v0"
-    """where they learn"""
+    """environment to train in"""
     preset: str = "lite"
-    """as of the agents: reference or lite"""
+    """preset of the agents: reference or lite"""
     batch_size: int | None = None
     """transitions per update (default: the preset's)"""
     action_repeat: int = 4
     """simulator steps per agent step"""
     blocks: int = 5
-    """how often each agent gets its turn"""
+    """blocks per agent, in alternation"""
     block_steps: int = 20
-    """agent steps, with an update each, in a turn"""
-    twin: str = "drq_sac"
-    """the agent that the others' updates are compared with"""
+    """agent steps per block, with an update each"""
+    baseline: str = "drq_sac"
+    """agent that the others' update times are relative to"""
     bfloat16: bool = False
-    """our convolutions in bfloat16"""
+    """mixed precision: convolutions in bfloat16"""
     against: tuple[str, Path] | None = None
     """`drqv2-official PATH`: measure instead our DrQ-v2 update against the official one, from a checkout of its code"""
 
@@ -67,7 +67,7 @@ class Agents:
 
     def _all_agents(self) -> Table:
         known = agents()
-        names = list(dict.fromkeys([self.twin, *(self.names or (*known, "semore_sac --pixels"))]))
+        names = list(dict.fromkeys([self.baseline, *(self.names or (*known, "semore_sac --pixels"))]))
         for name in names:
             if name.split(" ")[0] not in known:
                 raise UserError(f"there is no agent {name!r}; expected some of {', '.join(known)}")
@@ -92,7 +92,7 @@ class Agents:
             title=f"milliseconds per agent step, preset {self.preset}, {self.env_id}: medians of {self.blocks} blocks",
             caption=f"An environment's step alone takes {environment[None]:.1f} ms, with flow {environment['dis']:.1f} "
             "ms; it runs beside the update. step: all, over the longer of environment and act + update in each step. "
-            f"update/twin: against {self.twin}.",
+            f"update/baseline: against {self.baseline}.",
         )
         columns = (
             "agent",
@@ -102,7 +102,7 @@ class Agents:
             "wait",
             "all",
             "step",
-            "update/twin",
+            "update/baseline",
             "MB",
             "GPU MB",
             "bytes/transition",
@@ -113,7 +113,7 @@ class Agents:
             numbers = [key for key, value in vars(blocks[name][0]).items() if isinstance(value, float)]
             middle = {key: statistics.median(getattr(b, key) for b in blocks[name]) for key in numbers}
             against = statistics.median(
-                a.update / b.update for a, b in zip(blocks[name], blocks[self.twin], strict=True)
+                a.update / b.update for a, b in zip(blocks[name], blocks[self.baseline], strict=True)
             )
             alone = environment["dis" if blocks[name][0].flow else None]
             step = statistics.median(

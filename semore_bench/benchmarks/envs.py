@@ -40,19 +40,19 @@ class Envs:
     env_ids: tuple[str, ...] = ()
     """environments; by default one of each family that is installed"""
     image_size: int = 84
-    """pixels"""
+    """height and width of the frames in pixels"""
     action_repeat: int = 1
     """simulator steps per frame"""
     annotate_every: int = 8
-    """frames between two annotated ones"""
+    """agent steps between annotated frames"""
     annotator: Literal["embedded", "simulator", "none"] = "embedded"
-    """whose captions; none leaves them out"""
+    """annotator; none: without captions"""
     num_envs: tuple[int, ...] = (1, 4)
-    """how many environments step at once; their frames are counted together"""
+    """numbers of environments stepped in parallel; frames per second are their total"""
     blocks: int = 5
-    """how often each setting gets its turn"""
+    """blocks per setting, in alternation"""
     seconds: float = 0.5
-    """length of a turn"""
+    """seconds per block"""
 
     def run(self) -> None:
         """Measures, and prints a table, an environment after the other."""

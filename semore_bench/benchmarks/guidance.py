@@ -34,21 +34,21 @@ class Guidance:
     )
     """environments of the first table"""
     image_size: int = 84
-    """pixels"""
+    """height and width of the frames in pixels"""
     action_repeat: int = 4
     """simulator steps per agent step"""
     annotate_every: int = 8
-    """agent steps between two annotated frames"""
+    """agent steps between annotated frames"""
     blocks: int = 15
-    """how often each setting gets its turn"""
+    """blocks per setting, in alternation"""
     block_steps: int = 100
-    """agent steps in a turn"""
+    """agent steps per block"""
     training_blocks: int = 10
-    """how often training gets its turn, with and without captions; 0 leaves the second table out"""
+    """blocks of training, with and without captions; 0 leaves the second table out"""
     training_steps: int = 50
-    """agent steps, with an update each, in such a turn"""
+    """agent steps per such block, with an update each"""
     annotator: Literal["embedded", "simulator"] = "embedded"
-    """whose captions the first table is about"""
+    """annotator of the first table"""
 
     def run(self) -> None:
         """Measures, and prints two tables."""

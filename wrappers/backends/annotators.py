@@ -1,4 +1,4 @@
-"""From what a user types to an annotator."""
+"""The factory: from an annotator's spec to an annotator."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def make_annotator(
         spec: "none"; "simulator" (MuJoCo only, exact and privileged); or a captioner: "embedded" (small, offline),
             "transformers:<name on the hub or folder>", "openai:<base url>#<model>".
         task_description: the task in a sentence, for the captioner's prompt.
-        clip: who says where things are: "<model>:<weights>" as open_clip knows them, a folder in its format, or
+        clip: the CLIP that locates objects: "<model>:<weights>" as open_clip knows them, a folder in its format, or
             "embedded", which is the default with the embedded captioner; `DEFAULT_CLIP` otherwise.
         device: a torch device; by default the GPU where there is one.
         cache_directory: where annotations are kept for other runs; by default they are not.

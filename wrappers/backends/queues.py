@@ -1,4 +1,4 @@
-"""Ways to ask an annotator: at once, a batch later, or without ever waiting."""
+"""Queues of annotation requests: synchronous, pipelined, asynchronous."""
 
 import atexit
 import random
@@ -102,7 +102,7 @@ class SyncQueue:
 class PipelinedQueue(SyncQueue):
     """Annotates requests a batch at a time, in a thread of its own, and hands them over when the next batch is full.
 
-    Which annotation comes when is fixed, so that results are deterministic; nobody waits unless annotating takes
+    Which annotation comes when is fixed, so that results are deterministic; it blocks only where annotating takes
     longer than the time from one batch to the next. Small models annotate a batch in a third of the time.
 
     Args:
@@ -152,7 +152,7 @@ class PipelinedQueue(SyncQueue):
 
 
 class AsyncQueue:
-    """Annotates requests in a thread of its own: nobody ever waits for the annotator, be it slow, down or broken.
+    """Annotates requests asynchronously, in a thread of its own: never blocks, be the annotator slow, down or broken.
 
     At most `max_pending` requests wait; a new one pushes out the oldest. The newest are answered first, up to
     `max_batch` at once. A batch that fails waits again, with exponential back-off, for as long as there is room.
