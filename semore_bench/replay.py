@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from semore_bench.name_table import NameTable
 from semore_bench.storage import Storage
 from semore_bench.transitions import AnnotatedBatch, Batch, Step
 from wrappers.backends.annotation import MAX_CLASSES, Annotation
@@ -116,9 +117,10 @@ class Replay:
         self._annotated = 0
         self._actions: list[list[np.ndarray]] = [[] for _ in range(num_envs)]  # of the running episodes
         self._saved: tuple[np.ndarray, int] | None = None  # `_newest` and `_annotated` of the last checkpoint
-        self._names: dict[str, int] = {}  # numbers are never given twice: what lies on disk keeps its meaning
-        self._name_embeddings: dict[int, np.ndarray] = {}
-        self._next_name = 0
+        self._names = NameTable(
+            2 * MAX_CLASSES * self.annotation_window,
+            lambda: np.unique(self._arrays["classes"][self._live_notes()]).tolist(),
+        )
         # In memory, and whole in every checkpoint: all of them change when they are recomputed.
         width = observation_space["state"].shape[0] if self.has_state else features
         self._features = np.zeros((num_envs * self.slots, width), np.float32)
@@ -195,7 +197,7 @@ class Replay:
         arrays["owner"][note] = (self._newest[env] - age) * self.num_envs + env
         arrays["classes"][note] = -1
         arrays["classes"][note, :classes] = [
-            self._name(*pair) for pair in zip(annotation.class_names, annotation.class_embeddings, strict=True)
+            self._names.number(*pair) for pair in zip(annotation.class_names, annotation.class_embeddings, strict=True)
         ]
         arrays["importance"][note] = 0
         arrays["importance"][note, : len(annotation.objects)] = [thing.relevance for thing in annotation.objects]
@@ -203,22 +205,6 @@ class Replay:
         arrays["probabilities"][note, :classes] = np.rint(255 * annotation.patch_probabilities)
         self._annotated += 1
         return True
-
-    def _name(self, name: str, embedding: np.ndarray) -> int:
-        if name not in self._names:
-            self._forget_names()
-            self._names[name] = self._next_name
-            self._name_embeddings[self._next_name] = np.array(embedding, np.float32)
-            self._next_name += 1
-        return self._names[name]
-
-    def _forget_names(self) -> None:
-        """A model may give every frame new names: those that no annotation in the store uses are dropped."""
-        if len(self._names) < 2 * MAX_CLASSES * self.annotation_window:
-            return
-        used = set(np.unique(self._arrays["classes"][self._live_notes()]).tolist())
-        self._names = {name: number for name, number in self._names.items() if number in used}
-        self._name_embeddings = {number: self._name_embeddings[number] for number in self._names.values()}
 
     # ---- reading ----
 
@@ -283,7 +269,7 @@ class Replay:
     @property
     def names(self) -> dict[int, tuple[str, np.ndarray]]:
         """The names that annotations use: number -> name and text embedding, float32 (d,)."""
-        return {number: (name, self._name_embeddings[number]) for name, number in self._names.items()}
+        return self._names.names()
 
     def named(self) -> tuple[np.ndarray, np.ndarray]:
         """Of each annotation in the store, in no order of meaning: `classes` and `importance` of `AnnotatedBatch`."""
@@ -382,11 +368,7 @@ class Replay:
             "actions": [[action.tolist() for action in actions] for actions in self._actions],
             "newest": self._newest.tolist(),
             "annotated": self._annotated,
-            "names": self._names,
-            "name_embeddings": {
-                number: torch.from_numpy(embedding) for number, embedding in self._name_embeddings.items()
-            },
-            "next_name": self._next_name,
+            **self._names.state_dict(),
             "features": torch.from_numpy(self._features[self._used_rows()]),
             "random": [json.dumps(rng.bit_generator.state) for rng in (self._rng, self._annotation_rng)],
         }
@@ -422,8 +404,7 @@ class Replay:
             self._storage.check(name, rows, state["digests"][name])
         self._saved = self._newest.copy(), self._annotated
         self._actions = [[np.array(action, np.float32) for action in actions] for actions in state["actions"]]
-        self._names, self._next_name = dict(state["names"]), state["next_name"]
-        self._name_embeddings = {number: tensor.numpy() for number, tensor in state["name_embeddings"].items()}
+        self._names.load_state_dict(state)
         self._features[self._used_rows()] = state["features"].numpy()
         for rng, text in zip((self._rng, self._annotation_rng), state["random"], strict=True):
             rng.bit_generator.state = json.loads(text)
