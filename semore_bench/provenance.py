@@ -105,7 +105,7 @@ def track(directory: Path, agent: str, args: CommonArgs) -> Callable[[], None]:
     try:
         import wandb
     except ImportError:
-        raise UserError('--track needs the wandb package; type: pip install "semore-bench[track]"') from None
+        raise UserError("--track needs the wandb package; type: pip install wandb") from None
     try:
         wandb.init(
             project="semore-bench",
