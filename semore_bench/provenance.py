@@ -36,14 +36,6 @@ def run_config(args: CommonArgs, agent: str, device: torch.device) -> dict[str, 
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """Commit, versions and hardware, as JSON-able values."""
-    here = Path(__file__).parent
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        cwd=here,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     packages = "semore-bench gymnasium mujoco dm_control metaworld shimmy torch numpy opencv-python-headless".split()
     versions = {"python": platform.python_version()}
     for package in packages:
@@ -52,7 +44,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return {
-        "commit": git.stdout.strip() or "unknown",
+        "commit": _commit(),
         "versions": versions,
         "hardware": {
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -63,6 +55,16 @@ def provenance(device: torch.device) -> dict[str, Any]:
             "system": platform.platform(),
         },
     }
+
+
+def _commit() -> str:
+    """Of the repository that this code is in; an installed wheel may lie in somebody else's."""
+    repository = Path(__file__).parents[1]
+    if not (repository / ".git").exists():
+        return "unknown"
+    command = "git describe --always --dirty --abbrev=40 --exclude=*".split()
+    git = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    return git.stdout.strip() or "unknown"
 
 
 def _processor() -> str:
