@@ -5,14 +5,15 @@ PYTHON ?= python3
 # several hundred times in the tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-faults lint
+.PHONY: setup system demo test test-faults lint docs missing
 
 setup: .venv/installed
+	@$(MAKE) --no-print-directory missing
 
 demo: setup
 	.venv/bin/python -m semore_bench.demo
 
-test: setup browser
+test: setup
 	.venv/bin/python -m pytest -q --numprocesses=2 --dist=loadfile
 
 # Kills, full disks, damaged files and hostile servers, many more of them than in `make test`: a quarter of an hour.
@@ -22,35 +23,52 @@ test-faults: setup
 lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+docs: setup
+	.venv/bin/python -m semore_bench.pages
 
 # Written last, so that an interrupted installation is taken up again.
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "semore-bench needs Python 3.11 or newer, and '$(PYTHON)' is not that: make setup PYTHON=python3.12" >&2; exit 1; }
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv || { \
-	    echo "could not create .venv; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	    echo "could not create .venv; on Debian and Ubuntu: make system" >&2; exit 1; }
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5'
 	.venv/bin/python -m uv pip install --python .venv/bin/python --editable '.[test]' --constraint constraints.txt
-	@$(MAKE) --no-print-directory gl
 	@touch $@
 
-# What comes from the system, not from a wheel: MuJoCo draws through EGL or OSMesa, and the report page is tested in a
-# browser.
-.PHONY: gl browser
-gl: PACKAGES := libegl1 libgl1 libgl1-mesa-dri libgles2 libosmesa6
-gl: WITHOUT := check with '.venv/bin/semore-bench doctor' that MuJoCo can render.
-browser: PACKAGES := chromium
-browser: WITHOUT := without Chromium the tests of the report page are skipped.
-gl browser:
-	@if ! command -v apt-get > /dev/null; then echo "Not a Debian system: $(WITHOUT)"; exit; fi; \
-	missing=; for package in $(PACKAGES); do \
-	    dpkg-query --show --showformat='$${Status}' $$package 2> /dev/null | grep -q 'ok installed' || missing="$$missing $$package"; \
-	done; \
-	if [ -z "$$missing" ]; then exit; fi; \
-	if [ "$$(id -u)" != 0 ]; then echo "Not installed:$$missing; $(WITHOUT) To install: sudo apt-get install$$missing"; exit; fi; \
-	echo "Installing:$$missing"; \
-	apt-get update -qq || true; \
+# What comes from the system, not from a wheel: MuJoCo draws through EGL or OSMesa, the report page is tested in a browser,
+# and Debian's Python makes environments with a package of its own.
+PACKAGES := libegl1 libgl1 libgl1-mesa-dri libgles2 libosmesa6 chromium
+# Prints those that are not installed; nothing where packages have other names.
+define LIST_MISSING
+command -v dpkg-query > /dev/null || exit 0; \
+for package in $(PACKAGES); do \
+    dpkg-query --show --showformat='$${Status}' $$package 2> /dev/null | grep -q 'ok installed' || printf '%s ' $$package; \
+done; \
+$(PYTHON) -c 'import ensurepip' 2> /dev/null || printf 'python3-venv '
+endef
+
+missing:
+	@missing=$$($(LIST_MISSING)); if [ -n "$$missing" ]; then \
+	    echo "Not installed: $$missing(for MuJoCo's rendering; chromium: for the tests of the report page)."; \
+	    echo "To install: make system"; \
+	fi
+
+# Root, or sudo, is needed; a package that cannot be installed stops nothing: `semore-bench doctor` says what follows.
+system:
+	@if ! command -v apt-get > /dev/null; then \
+	    echo "Not a Debian system; '.venv/bin/semore-bench doctor' checks after 'make setup' that MuJoCo can render."; exit; \
+	fi; \
+	missing=$$($(LIST_MISSING)); if [ -z "$$missing" ]; then exit; fi; \
+	sudo=; if [ "$$(id -u)" != 0 ]; then sudo=sudo; fi; \
+	if [ -n "$$sudo" ] && ! command -v sudo > /dev/null; then \
+	    echo "Not installed, and you are not root: $$missing"; exit; \
+	fi; \
+	echo "Installing: $$missing"; \
+	$$sudo apt-get update -qq || true; \
 	for package in $$missing; do \
-	    DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $$package > /dev/null \
-	        || echo "Could not install $$package; $(WITHOUT)"; \
+	    $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $$package > /dev/null \
+	        || echo "Could not install $$package"; \
 	done

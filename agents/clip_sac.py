@@ -4,10 +4,10 @@ CLIP (Radford et al. 2021, arXiv 2103.00020) looks at every frame; its features 
 grid, are projected to the representation of DrQ-SAC. Nothing of CLIP is trained. Frozen features for control were
 compared by Parisi et al. (2022, arXiv 2203.03580), who find that where things are must not be lost, hence the grid.
 
-This is `drq_sac.py` with the features of patches in place of pixels, shifted by up to a patch. Features are computed
-once for each distinct frame and remembered. Before the first update their principal components are found in the random
-steps and scaled alike (whitened): frames of one scene differ in directions of little variance, such as a pole's angle,
-which a projection would otherwise learn last.
+Its diff is to be read against `drq_sac.py`: features of patches in place of pixels, shifted by up to a patch. Features
+are computed once for each distinct frame and cached. Before the first update they are whitened (PCA of the random
+steps): frames of one scene differ in directions of little variance, such as a pole's angle, which a projection would
+otherwise learn last.
 
 Logged: `critic_loss` (squared error, summed over both critics), `q` (mean value of the batch), `actor_loss`, `entropy`
 (of the policy, in nats) and `temperature` (the weight of the entropy).
@@ -38,28 +38,28 @@ class Args(CommonArgs):
     """CLIP-SAC."""
 
     clip: str = "embedded"
-    """the frozen model: embedded, <model>:<weights> as open_clip knows them, or a folder in its format"""
+    """the frozen CLIP: embedded, <model>:<weights> as open_clip names them, or a folder in its format"""
     clip_grid: int = 4
-    """cells per side that the features of patches are averaged over; 0 for the embedding of the whole frame alone"""
+    """cells per side of the average pooling over patch features; 0: the embedding of the whole frame alone"""
     components: int = 128
-    """principal components of the features that are projected, each scaled to a deviation of 1"""
+    """principal components of the features that are kept (whitened PCA)"""
     shift: int = 1
-    """random shift in patches"""
+    """largest random shift, in patches"""
 
     feature_dim: int = 50
-    """length of the representation that actor and critics see"""
+    """dimension of the representation that actor and critics see"""
     learning_rate: float = 1e-3
-    """of Adam, for projection, critics, actor and temperature"""
+    """Adam learning rate"""
     init_temperature: float = 0.1
-    """entropy weight to begin with; it is tuned towards an entropy of minus the number of action dimensions"""
+    """initial entropy temperature (alpha), tuned towards a target entropy of minus the action dimension"""
     discount: float = 0.99
-    """per agent step"""
+    """discount factor (gamma) per agent step"""
     n_step: int = 1
-    """rewards summed before the value of what follows is estimated"""
+    """n-step return length: rewards summed before bootstrapping from the target critics"""
     tau: float = 0.01
-    """share of the critics that moves into their targets at a time"""
+    """Polyak coefficient (tau) of the target critics"""
     actor_every: int = 2
-    """updates of the critics per update of actor, temperature and targets"""
+    """critic updates per update of actor, temperature and target networks"""
 
     def env_config(self) -> EnvConfig:
         """RGB alone."""
@@ -254,13 +254,13 @@ class Agent(nn.Module):
             self.find_components(self.on_grid(self.look(replay.sample(512).rgb)))
         batch = replay.sample(args.batch_size)
         loss, z, metrics = self.critic_loss(*self.augment(batch))
-        self.step("critic", loss)
+        self.optimize("critic", loss)
 
         if number % args.actor_every == 0:
             loss, log_prob = self.actor_loss(z.detach())
-            self.step("actor", loss)
+            self.optimize("actor", loss)
             temperature = self.log_temperature.exp()
-            self.step("temperature", (temperature * (-log_prob - self.target_entropy).detach()).mean())
+            self.optimize("temperature", (temperature * (-log_prob - self.target_entropy).detach()).mean())
             for target, online in zip(self.target.parameters(), self.critic.parameters(), strict=True):
                 target.data.lerp_(online.data, args.tau)
             metrics |= {"actor_loss": loss.detach(), "entropy": -log_prob.mean(), "temperature": temperature.detach()}
@@ -287,10 +287,10 @@ class Agent(nn.Module):
             next_z = self.encode(next_seen)
             next_action, log_prob = self.actor(next_z)
             next_value = self.target(next_z, next_action).amin(0) - self.log_temperature.exp() * log_prob
-            goal = reward + discount * next_value
+            td_target = reward + discount * next_value
         z = self.encode(seen)
         q = self.critic(z, action)
-        loss = F.mse_loss(q, goal.expand_as(q)) * 2  # the sum over both critics
+        loss = F.mse_loss(q, td_target.expand_as(q)) * 2  # the sum over both critics
         return loss, z, {"critic_loss": loss.detach(), "q": q.detach().mean()}
 
     def actor_loss(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -298,7 +298,7 @@ class Agent(nn.Module):
         value = self.critic(z, action).amin(0)
         return (self.log_temperature.exp().detach() * log_prob - value).mean(), log_prob.detach()
 
-    def step(self, name: str, loss: Tensor) -> None:
+    def optimize(self, name: str, loss: Tensor) -> None:
         optimizer = self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=optimizer.param_groups[0]["params"])

@@ -1,7 +1,10 @@
 """CURL-SAC: soft actor-critic with contrastive learning (Laskin, Srinivas & Abbeel 2020, arXiv 2004.04136).
 
 Two random crops of the same frames should be encoded alike, and unlike crops of other frames of the batch: the one as
-query by the encoder, the other as key by a slowly following copy of it, compared by a learned bilinear product.
+query by the encoder, the other as key by a momentum encoder (its exponential moving average), compared by a learned
+bilinear similarity: the InfoNCE loss.
+
+Its diff is to be read against `rad_sac.py`: the contrastive loss.
 
 The paper renders frames of 100 pixels, of which crops are 84 wide. Here frames are of the size that all agents get, and
 crops keep the paper's share of it (71 of 84 pixels): `--image-size 100` gives the paper's own sizes. Differs from the
@@ -37,25 +40,25 @@ class Args(CommonArgs):
     """CURL-SAC."""
 
     feature_dim: int = 50
-    """length of the representation that actor and critics see"""
+    """dimension of the representation that actor and critics see"""
     learning_rate: float = 1e-3
-    """of Adam, for encoder, critics, actor and the contrastive product"""
+    """Adam learning rate"""
     temperature_learning_rate: float = 1e-4
-    """of Adam, with a first beta of 0.5, for the temperature"""
+    """Adam learning rate of the entropy temperature (with beta1 = 0.5)"""
     init_temperature: float = 0.1
-    """entropy weight to begin with; it is tuned towards an entropy of minus the number of action dimensions"""
+    """initial entropy temperature (alpha), tuned towards a target entropy of minus the action dimension"""
     discount: float = 0.99
-    """per agent step"""
+    """discount factor (gamma) per agent step"""
     n_step: int = 1
-    """rewards summed before the value of what follows is estimated"""
+    """n-step return length: rewards summed before bootstrapping from the target critics"""
     tau: float = 0.01
-    """share of the critics that moves into their targets at a time"""
+    """Polyak coefficient (tau) of the target critics"""
     encoder_tau: float = 0.05
-    """share of the encoder and its projection that moves into their targets at a time"""
+    """Polyak coefficient (tau) of the target encoder and its projection"""
     actor_every: int = 2
-    """updates of the critics per update of actor, temperature and targets"""
+    """critic updates per update of actor, temperature and target networks"""
     crop: float = 0.84
-    """side of the crop over the frame's"""
+    """side of the random crop, as a fraction of the frame's"""
 
     def env_config(self) -> EnvConfig:
         """RGB alone."""
@@ -166,9 +169,9 @@ def random_crop(frames: Tensor, offset: Tensor, size: int) -> Tensor:
     return cropped.view(batch, size, size, stack * channels).permute(0, 3, 1, 2)
 
 
-def contrast(queries: Tensor, keys: Tensor, product: Tensor) -> Tensor:
-    """Cross entropy of finding each query's own key: queries, keys (B, d) and product (d, d) -> scalar, in nats."""
-    return F.cross_entropy(queries @ product @ keys.T, torch.arange(len(queries), device=queries.device))
+def info_nce(queries: Tensor, keys: Tensor, bilinear: Tensor) -> Tensor:
+    """InfoNCE loss with bilinear similarity: queries, keys (B, d) and bilinear (d, d) -> scalar, in nats."""
+    return F.cross_entropy(queries @ bilinear @ keys.T, torch.arange(len(queries), device=queries.device))
 
 
 # ---- agent ----
@@ -190,7 +193,7 @@ class Agent(nn.Module):
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.target_project = copy.deepcopy(self.project).requires_grad_(False)
         self.log_temperature = nn.Parameter(torch.tensor(np.log(args.init_temperature), dtype=torch.float32))
-        self.product = nn.Parameter(torch.rand(args.feature_dim, args.feature_dim))
+        self.bilinear = nn.Parameter(torch.rand(args.feature_dim, args.feature_dim))
         self.target_entropy = -float(action_dim)
         self.to(device, memory_format=torch.channels_last)
 
@@ -200,7 +203,7 @@ class Agent(nn.Module):
             "critic": torch.optim.Adam(critic, args.learning_rate, fused=True),
             "actor": torch.optim.Adam(self.actor.parameters(), args.learning_rate, fused=True),
             "temperature": torch.optim.Adam([self.log_temperature], args.temperature_learning_rate, betas=(0.5, 0.999)),
-            "contrast": torch.optim.Adam([*encoder, self.product], args.learning_rate, fused=True),
+            "contrast": torch.optim.Adam([*encoder, self.bilinear], args.learning_rate, fused=True),
         }
         if args.compile:
             self.critic_loss = torch.compile(self.critic_loss)
@@ -219,7 +222,7 @@ class Agent(nn.Module):
     def act(self, observation: dict[str, np.ndarray], deterministic: bool = False) -> np.ndarray:
         """Stacked observations of N environments -> actions (N, A)."""
         rgb = self.tensor(observation["rgb"])
-        middle = torch.full((len(rgb), 2), self.room // 2, dtype=torch.int32, device=self.device)
+        middle = torch.full((len(rgb), 2), self.max_offset // 2, dtype=torch.int32, device=self.device)
         z = self.encode(random_crop(rgb, middle, self.args.input_size))
         return (self.actor.mean(z) if deterministic else self.actor(z)[0]).cpu().numpy()
 
@@ -229,28 +232,28 @@ class Agent(nn.Module):
         batch = replay.sample(args.batch_size)
         rgb, key_rgb, *others = self.augment(batch)
         loss, z, metrics = self.critic_loss(rgb, *others)
-        self.step("critic", loss)
+        self.optimize("critic", loss)
 
         if number % args.actor_every == 0:
             loss, log_prob = self.actor_loss(z.detach())
-            self.step("actor", loss)
+            self.optimize("actor", loss)
             temperature = self.log_temperature.exp()
-            self.step("temperature", (temperature * (-log_prob - self.target_entropy).detach()).mean())
-            self.move(self.target, self.critic, args.tau)
-            self.move(self.target_encoder, self.encoder, args.encoder_tau)
-            self.move(self.target_project, self.project, args.encoder_tau)
+            self.optimize("temperature", (temperature * (-log_prob - self.target_entropy).detach()).mean())
+            self.polyak_update(self.target, self.critic, args.tau)
+            self.polyak_update(self.target_encoder, self.encoder, args.encoder_tau)
+            self.polyak_update(self.target_project, self.project, args.encoder_tau)
             metrics |= {"actor_loss": loss.detach(), "entropy": -log_prob.mean(), "temperature": temperature.detach()}
         loss = self.contrastive_loss(rgb, key_rgb)
-        self.step("contrast", loss)
+        self.optimize("contrast", loss)
         return metrics | {"contrastive_loss": loss.detach()}
 
     @property
-    def room(self) -> int:
+    def max_offset(self) -> int:
         """Largest offset."""
         return self.args.image_size - self.args.input_size
 
     def augment(self, batch: Batch) -> tuple[Tensor, ...]:
-        offset = torch.randint(self.room + 1, (3, len(batch.reward), 2), dtype=torch.int32).to(self.device)
+        offset = torch.randint(self.max_offset + 1, (3, len(batch.reward), 2), dtype=torch.int32).to(self.device)
         frames = self.tensor(batch.rgb), self.tensor(batch.rgb), self.tensor(batch.next_rgb)
         crops = [random_crop(*pair, self.args.input_size) for pair in zip(frames, offset, strict=True)]
         return *crops, self.tensor(batch.action), self.tensor(batch.reward), self.tensor(batch.discount)
@@ -262,10 +265,10 @@ class Agent(nn.Module):
             next_action, log_prob = self.actor(self.encode(next_rgb))
             next_z = self.encode(next_rgb, target=True)
             next_value = self.target(next_z, next_action).amin(0) - self.log_temperature.exp() * log_prob
-            goal = reward + discount * next_value
+            td_target = reward + discount * next_value
         z = self.encode(rgb)
         q = self.critic(z, action)
-        loss = F.mse_loss(q, goal.expand_as(q)) * 2  # the sum over both critics
+        loss = F.mse_loss(q, td_target.expand_as(q)) * 2  # the sum over both critics
         return loss, z, {"critic_loss": loss.detach(), "q": q.detach().mean()}
 
     def actor_loss(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -276,18 +279,18 @@ class Agent(nn.Module):
     def contrastive_loss(self, rgb: Tensor, key_rgb: Tensor) -> Tensor:
         with torch.no_grad():
             keys = self.encode(key_rgb, target=True)
-        return contrast(self.encode(rgb), keys, self.product)
+        return info_nce(self.encode(rgb), keys, self.bilinear)
 
-    def step(self, name: str, loss: Tensor) -> None:
+    def optimize(self, name: str, loss: Tensor) -> None:
         optimizer = self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=optimizer.param_groups[0]["params"])
         optimizer.step()
 
     @staticmethod
-    def move(target: nn.Module, online: nn.Module, share: float) -> None:
+    def polyak_update(target: nn.Module, online: nn.Module, tau: float) -> None:
         for old, new in zip(target.parameters(), online.parameters(), strict=True):
-            old.data.lerp_(new.data, share)
+            old.data.lerp_(new.data, tau)
 
 
 # ---- main ----

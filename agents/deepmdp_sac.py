@@ -3,6 +3,8 @@
 Two heads predict, from the representation and the action, the reward and the representation of the next frames. If
 both do well, states that behave alike are encoded alike, and what does not matter for them is left out.
 
+Its diff is to be read against `drq_sac.py`: the two heads.
+
 The paper adds these losses to C51 on Atari; here they are added to `drq_sac.py`, so that the heads alone make the
 difference (`--shift 0` for frames as they are). As in the paper's definition, the transition loss teaches the encoder
 through both ends, the next representation included (other implementations stop the gradient there): what keeps the
@@ -36,25 +38,25 @@ class Args(CommonArgs):
     """DeepMDP-SAC."""
 
     feature_dim: int = 50
-    """length of the representation that actor and critics see"""
+    """dimension of the representation that actor and critics see"""
     learning_rate: float = 1e-3
-    """of Adam, for encoder, heads, critics, actor and temperature"""
+    """Adam learning rate"""
     init_temperature: float = 0.1
-    """entropy weight to begin with; it is tuned towards an entropy of minus the number of action dimensions"""
+    """initial entropy temperature (alpha), tuned towards a target entropy of minus the action dimension"""
     discount: float = 0.99
-    """per agent step"""
+    """discount factor (gamma) per agent step"""
     n_step: int = 1
-    """rewards summed before the value of what follows is estimated"""
+    """n-step return length: rewards summed before bootstrapping from the target critics"""
     tau: float = 0.01
-    """share of the critics that moves into their targets at a time"""
+    """Polyak coefficient (tau) of the target critics"""
     actor_every: int = 2
-    """updates of the critics per update of actor, temperature and targets"""
+    """critic updates per update of actor, temperature and target networks"""
     shift: int = 4
-    """random shift in pixels"""
+    """largest random shift, in pixels"""
     reward_coef: float = 1.0
-    """weight of the reward loss"""
+    """weight of the reward prediction loss"""
     transition_coef: float = 1.0
-    """weight of the transition loss"""
+    """weight of the transition prediction loss"""
 
     def env_config(self) -> EnvConfig:
         """RGB alone."""
@@ -207,13 +209,13 @@ class Agent(nn.Module):
         args = self.args
         batch = replay.sample(args.batch_size)
         loss, z, metrics = self.critic_loss(*self.augment(batch))
-        self.step("critic", loss)
+        self.optimize("critic", loss)
 
         if number % args.actor_every == 0:
             loss, log_prob = self.actor_loss(z.detach())
-            self.step("actor", loss)
+            self.optimize("actor", loss)
             temperature = self.log_temperature.exp()
-            self.step("temperature", (temperature * (-log_prob - self.target_entropy).detach()).mean())
+            self.optimize("temperature", (temperature * (-log_prob - self.target_entropy).detach()).mean())
             for target, online in zip(self.target.parameters(), self.critic.parameters(), strict=True):
                 target.data.lerp_(online.data, args.tau)
             metrics |= {"actor_loss": loss.detach(), "entropy": -log_prob.mean(), "temperature": temperature.detach()}
@@ -233,10 +235,10 @@ class Agent(nn.Module):
         with torch.no_grad():
             next_action, log_prob = self.actor(next_z)
             next_value = self.target(next_z, next_action).amin(0) - self.log_temperature.exp() * log_prob
-            goal = reward + discount * next_value
+            td_target = reward + discount * next_value
         z = self.encode(rgb)
         q = self.critic(z, action)
-        loss = F.mse_loss(q, goal.expand_as(q)) * 2  # the sum over both critics
+        loss = F.mse_loss(q, td_target.expand_as(q)) * 2  # the sum over both critics
         reward_loss, transition_loss = self.model_losses(z, action, reward, next_z)
         metrics = {"critic_loss": loss.detach(), "q": q.detach().mean()}
         metrics |= {"reward_loss": reward_loss.detach(), "transition_loss": transition_loss.detach()}
@@ -252,7 +254,7 @@ class Agent(nn.Module):
         value = self.critic(z, action).amin(0)
         return (self.log_temperature.exp().detach() * log_prob - value).mean(), log_prob.detach()
 
-    def step(self, name: str, loss: Tensor) -> None:
+    def optimize(self, name: str, loss: Tensor) -> None:
         optimizer = self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=optimizer.param_groups[0]["params"])

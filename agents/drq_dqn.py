@@ -1,8 +1,8 @@
 """DrQ-DQN: double DQN from pixels with random shifts, for discrete actions (Kostrikov et al. 2021, arXiv 2004.13649).
 
 Shifting the frames of every sampled transition by up to four pixels keeps the Q function from overfitting its encoder;
-beneath are double Q-learning, a dueling Q function and n-step returns, as in DrQ's Atari runs. This is the twin of
-`semore_dqn.py`: `diff` the two files to see Semore.
+beneath are double Q-learning, a dueling Q function and n-step returns, as in DrQ's Atari runs. Its diff is to be read
+against `drq_sac.py`: a Q function per action, and no actor. It is the baseline of `semore_dqn.py`.
 
 Differs from DrQ's Atari runs: colours and this project's encoder instead of grey frames and Nature DQN's; shifts alone,
 no change of intensity; targets that follow slowly, instead of a copy after each update, and no target copy of the
@@ -23,9 +23,10 @@ import tyro
 from torch import Tensor, nn
 
 from semore_bench.args import CommonArgs
-from semore_bench.envs import EnvConfig, Step
+from semore_bench.envs import EnvConfig
 from semore_bench.replay import Batch, Replay
 from semore_bench.runs import Run, one_line_errors
+from semore_bench.transitions import Step
 from wrappers.errors import UserError
 
 
@@ -34,21 +35,21 @@ class Args(CommonArgs):
     """DrQ-DQN."""
 
     feature_dim: int = 50
-    """length of the representation that the Q function sees"""
+    """dimension of the representation that actor and critics see"""
     learning_rate: float = 1e-4
-    """of Adam"""
+    """Adam learning rate"""
     adam_epsilon: float = 1.5e-4
     """of Adam"""
     max_gradient_norm: float = 10.0
     """longer gradients are cut to this length"""
     discount: float = 0.99
-    """per agent step"""
+    """discount factor (gamma) per agent step"""
     n_step: int = 10
-    """rewards summed before the value of what follows is estimated"""
+    """n-step return length: rewards summed before bootstrapping from the target critics"""
     tau: float = 0.01
-    """share of the Q function that moves into its target at a time"""
+    """Polyak coefficient (tau) of the target critics"""
     shift: int = 4
-    """random shift in pixels"""
+    """largest random shift, in pixels"""
     epsilon: float = 0.1
     """share of random actions at last"""
     epsilon_steps: int | None = None
@@ -206,7 +207,7 @@ class Agent(nn.Module):
         """Update `number` (from 0) from the replay; returns what to log, as tensors."""
         batch = replay.sample(self.args.batch_size)
         loss, metrics = self.critic_loss(*self.augment(batch))
-        self.step("critic", loss)
+        self.optimize("critic", loss)
         for target, online in zip(self.target.parameters(), self.critic.parameters(), strict=True):
             target.data.lerp_(online.data, self.args.tau)
         return metrics
@@ -224,12 +225,12 @@ class Agent(nn.Module):
         with torch.no_grad():
             next_z = self.encode(next_rgb)
             next_action = self.critic(next_z).argmax(1, keepdim=True)  # chosen by one, valued by the other
-            goal = reward + discount * self.target(next_z).gather(1, next_action)[:, 0]
+            td_target = reward + discount * self.target(next_z).gather(1, next_action)[:, 0]
         q = self.critic(self.encode(rgb)).gather(1, action[:, None])[:, 0]
-        loss = F.smooth_l1_loss(q, goal)
+        loss = F.smooth_l1_loss(q, td_target)
         return loss, {"critic_loss": loss.detach(), "q": q.detach().mean()}
 
-    def step(self, name: str, loss: Tensor) -> None:
+    def optimize(self, name: str, loss: Tensor) -> None:
         optimizer = self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
         parameters = optimizer.param_groups[0]["params"]

@@ -1,14 +1,16 @@
 """DrQ-v2: deterministic policy gradients from pixels with random shifts (Yarats et al. 2021, arXiv 2107.09645).
 
-DrQ's random shifts, with DDPG and clipped double Q-learning in place of SAC: the policy explores by noise that shrinks
-on a schedule instead of by entropy, and returns of three steps carry rewards back faster.
+DrQ's random shifts, with DDPG and clipped double Q-learning in place of SAC: the policy is deterministic and explores
+by noise whose standard deviation falls on a schedule, and the TD target is a 3-step return.
+
+Its diff is to be read against `drq_sac.py`: another policy, another TD target, and no entropy.
 
 Differs from the official code: the shift is by whole pixels (a crop of the padded frame). The official one draws
 the same offsets but samples bilinearly, and the rounding of its grid changes values by up to 0.004 grey levels.
 Frames, batch size, MLPs and random steps are those of all agents here; the paper repeats actions twice
-(--action-repeat 2), learns from batches of 256 (512 for walker), begins with 2,000 random agent steps and keeps
-1,000,000 transitions.
-An episode that terminates has no value after its end; the official code gives it one.
+(--action-repeat 2), learns from batches of 256 (512 for walker), with 1-step returns on walker (--n-step 1), begins
+with 2,000 random agent steps and keeps 1,000,000 transitions. Targets do not bootstrap where an episode terminates;
+the official code's do.
 
 Logged: `critic_loss` (squared error, summed over both critics), `q` (mean value of the batch), `actor_loss` and `std`
 (of the exploration noise).
@@ -35,27 +37,28 @@ class Args(CommonArgs):
     """DrQ-v2."""
 
     feature_dim: int = 50
-    """length of the representation that actor and critics see"""
+    """dimension of the representation that actor and critics see"""
     learning_rate: float = 1e-4
-    """of Adam, for encoder, critics and actor"""
+    """Adam learning rate"""
     std_start: float = 1.0
-    """standard deviation of the exploration noise to begin with"""
+    """initial standard deviation of the exploration noise"""
     std_end: float = 0.1
-    """the same at the end of its schedule"""
+    """final standard deviation of the exploration noise"""
     std_steps: int = 100_000
-    """agent steps in which it moves, linearly (published: 100,000 for easy tasks, 500,000 medium, 2,000,000 hard)"""
+    """agent steps of the linear schedule between them (published: 100,000 for easy tasks, 500,000 medium, 2,000,000
+    hard)"""
     noise_clip: float = 0.3
-    """largest noise on the actions that the losses see"""
+    """clip of the exploration noise on the actions in the losses"""
     discount: float = 0.99
-    """per agent step"""
+    """discount factor (gamma) per agent step"""
     n_step: int = 3
-    """rewards summed before the value of what follows is estimated (published: 1 for walker)"""
+    """n-step return length: rewards summed before bootstrapping from the target critics"""
     tau: float = 0.01
-    """share of the critics that moves into their targets at a time"""
+    """Polyak coefficient (tau) of the target critics"""
     update_every: int = 2
     """agent steps per update"""
     shift: int = 4
-    """random shift in pixels"""
+    """largest random shift, in pixels"""
 
     def env_config(self) -> EnvConfig:
         """RGB alone."""
@@ -212,9 +215,9 @@ class Agent(nn.Module):
             return {}
         batch = replay.sample(args.batch_size)
         loss, maps, metrics = self.critic_loss(*self.augment(batch))
-        self.step("critic", loss)
+        self.optimize("critic", loss)
         loss = self.actor_loss(maps.detach())
-        self.step("actor", loss)
+        self.optimize("actor", loss)
         for target, online in zip(self.target.parameters(), self.critic.parameters(), strict=True):
             target.data.lerp_(online.data, args.tau)
         return metrics | {"actor_loss": loss.detach(), "std": self.std.clone()}
@@ -237,17 +240,17 @@ class Agent(nn.Module):
         with torch.no_grad():
             next_maps = self.encode(next_rgb)
             next_action = self.actor(next_maps, self.std, self.args.noise_clip)
-            goal = reward + discount * self.target(next_maps, next_action).amin(0)
+            td_target = reward + discount * self.target(next_maps, next_action).amin(0)
         maps = self.encode(rgb)
         q = self.critic(maps, action)
-        loss = F.mse_loss(q, goal.expand_as(q)) * 2  # the sum over both critics
+        loss = F.mse_loss(q, td_target.expand_as(q)) * 2  # the sum over both critics
         return loss, maps, {"critic_loss": loss.detach(), "q": q.detach().mean()}
 
     def actor_loss(self, maps: Tensor) -> Tensor:
         action = self.actor(maps, self.std, self.args.noise_clip)
         return -self.critic(maps, action).amin(0).mean()
 
-    def step(self, name: str, loss: Tensor) -> None:
+    def optimize(self, name: str, loss: Tensor) -> None:
         optimizer = self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=optimizer.param_groups[0]["params"])

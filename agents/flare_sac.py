@@ -3,6 +3,8 @@
 Each frame of the stack is encoded by itself; the maps of all frames but the first, and how each differs from the map
 of the frame before it (which gets no gradient from the difference), are stacked and projected to the representation.
 
+Its diff is to be read against `sac_pixel.py`: latent flow, and random shifts.
+
 As in the official code, a transition's frames and next frames move by the same random offset, and the projection has
 no tanh. Differs from it: frames of the preset's size are shifted by up to four pixels with their border repeated
 (there frames of 100 pixels are placed at random in zeros of 108, which is the same range of offsets); as in DrQ-v2,
@@ -35,25 +37,25 @@ class Args(CommonArgs):
     """Flare-SAC."""
 
     feature_dim: int = 64
-    """length of the representation that actor and critics see"""
+    """dimension of the representation that actor and critics see"""
     learning_rate: float = 2e-4
-    """of Adam, for encoder, critics and actor"""
+    """Adam learning rate"""
     temperature_learning_rate: float = 1e-4
-    """of Adam, with a first beta of 0.5, for the temperature"""
+    """Adam learning rate of the entropy temperature (with beta1 = 0.5)"""
     init_temperature: float = 0.1
-    """entropy weight to begin with; it is tuned towards an entropy of minus the number of action dimensions"""
+    """initial entropy temperature (alpha), tuned towards a target entropy of minus the action dimension"""
     discount: float = 0.99
-    """per agent step"""
+    """discount factor (gamma) per agent step"""
     n_step: int = 1
-    """rewards summed before the value of what follows is estimated"""
+    """n-step return length: rewards summed before bootstrapping from the target critics"""
     tau: float = 0.01
-    """share of the critics that moves into their targets at a time"""
+    """Polyak coefficient (tau) of the target critics"""
     encoder_tau: float = 0.05
-    """share of the encoder and its projection that moves into their targets at a time"""
+    """Polyak coefficient (tau) of the target encoder and its projection"""
     actor_every: int = 2
-    """updates of the critics per update of actor, temperature and targets"""
+    """critic updates per update of actor, temperature and target networks"""
     shift: int = 4
-    """random shift in pixels"""
+    """largest random shift, in pixels"""
 
     def env_config(self) -> EnvConfig:
         """RGB alone."""
@@ -219,16 +221,16 @@ class Agent(nn.Module):
         args = self.args
         batch = replay.sample(args.batch_size)
         loss, z, metrics = self.critic_loss(*self.augment(batch))
-        self.step("critic", loss)
+        self.optimize("critic", loss)
 
         if number % args.actor_every == 0:
             loss, log_prob = self.actor_loss(z.detach())
-            self.step("actor", loss)
+            self.optimize("actor", loss)
             temperature = self.log_temperature.exp()
-            self.step("temperature", (temperature * (-log_prob - self.target_entropy).detach()).mean())
-            self.move(self.target, self.critic, args.tau)
-            self.move(self.target_encoder, self.encoder, args.encoder_tau)
-            self.move(self.target_project, self.project, args.encoder_tau)
+            self.optimize("temperature", (temperature * (-log_prob - self.target_entropy).detach()).mean())
+            self.polyak_update(self.target, self.critic, args.tau)
+            self.polyak_update(self.target_encoder, self.encoder, args.encoder_tau)
+            self.polyak_update(self.target_project, self.project, args.encoder_tau)
             metrics |= {"actor_loss": loss.detach(), "entropy": -log_prob.mean(), "temperature": temperature.detach()}
         return metrics
 
@@ -247,10 +249,10 @@ class Agent(nn.Module):
             next_action, log_prob = self.actor(self.encode(next_rgb))
             next_z = self.encode(next_rgb, target=True)
             next_value = self.target(next_z, next_action).amin(0) - self.log_temperature.exp() * log_prob
-            goal = reward + discount * next_value
+            td_target = reward + discount * next_value
         z = self.encode(rgb)
         q = self.critic(z, action)
-        loss = F.mse_loss(q, goal.expand_as(q)) * 2  # the sum over both critics
+        loss = F.mse_loss(q, td_target.expand_as(q)) * 2  # the sum over both critics
         return loss, z, {"critic_loss": loss.detach(), "q": q.detach().mean()}
 
     def actor_loss(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -258,16 +260,16 @@ class Agent(nn.Module):
         value = self.critic(z, action).amin(0)
         return (self.log_temperature.exp().detach() * log_prob - value).mean(), log_prob.detach()
 
-    def step(self, name: str, loss: Tensor) -> None:
+    def optimize(self, name: str, loss: Tensor) -> None:
         optimizer = self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=optimizer.param_groups[0]["params"])
         optimizer.step()
 
     @staticmethod
-    def move(target: nn.Module, online: nn.Module, share: float) -> None:
+    def polyak_update(target: nn.Module, online: nn.Module, tau: float) -> None:
         for old, new in zip(target.parameters(), online.parameters(), strict=True):
-            old.data.lerp_(new.data, share)
+            old.data.lerp_(new.data, tau)
 
 
 # ---- main ----

@@ -1,10 +1,10 @@
-"""Flow-SAC: both of Semore's inputs, end to end: a second convolutional stream sees optical flow; nothing is named.
+"""Flow-SAC: RGB and optical flow in two convolutional streams trained end to end; Semore's inputs without grounding.
 
 One stream sees the frames, the other their differences and the optical flow between them, at half the resolution; both
 are projected together to the representation of DrQ-SAC. Two streams were introduced to recognise actions in videos
 (Simonyan & Zisserman 2014, arXiv 1406.2199). Beside `semore_sac.py` it says what flow alone is worth.
 
-Its diff is to be read against `drq_sac.py`, from which it has everything but the second stream.
+Its diff is to be read against `drq_sac.py`: the second stream.
 
 Logged: as `drq_sac.py`.
 """
@@ -23,6 +23,7 @@ from semore_bench.envs import EnvConfig
 from semore_bench.replay import Batch, Replay
 from semore_bench.runs import Run, one_line_errors
 from wrappers.errors import UserError
+from wrappers.flow import relative_flow
 
 
 @dataclass
@@ -30,21 +31,21 @@ class Args(CommonArgs):
     """Flow-SAC."""
 
     feature_dim: int = 50
-    """length of the representation that actor and critics see"""
+    """dimension of the representation that actor and critics see"""
     learning_rate: float = 1e-3
-    """of Adam, for encoder, critics, actor and temperature"""
+    """Adam learning rate"""
     init_temperature: float = 0.1
-    """entropy weight to begin with; it is tuned towards an entropy of minus the number of action dimensions"""
+    """initial entropy temperature (alpha), tuned towards a target entropy of minus the action dimension"""
     discount: float = 0.99
-    """per agent step"""
+    """discount factor (gamma) per agent step"""
     n_step: int = 1
-    """rewards summed before the value of what follows is estimated"""
+    """n-step return length: rewards summed before bootstrapping from the target critics"""
     tau: float = 0.01
-    """share of the critics that moves into their targets at a time"""
+    """Polyak coefficient (tau) of the target critics"""
     actor_every: int = 2
-    """updates of the critics per update of actor, temperature and targets"""
+    """critic updates per update of actor, temperature and target networks"""
     shift: int = 4
-    """random shift in pixels"""
+    """largest random shift, in pixels"""
 
     def env_config(self) -> EnvConfig:
         """RGB and flow."""
@@ -155,7 +156,7 @@ def motion_input(rgb: Tensor, flow: Tensor) -> Tensor:
     """What the motion path sees, at half the resolution and in channels-last layout: each frame of rgb (B, 3k, H, W)
     minus the one before it, and flow over its bound, uint8 (B, 2(k-1), H, W)."""
     frames = F.avg_pool2d(rgb, 2)
-    return torch.cat([frames[:, 3:] - frames[:, :-3], F.avg_pool2d(flow.float(), 2).sub_(128).div_(127)], 1)
+    return torch.cat([frames[:, 3:] - frames[:, :-3], relative_flow(F.avg_pool2d(flow.float(), 2))], 1)
 
 
 # ---- agent ----
@@ -213,13 +214,13 @@ class Agent(nn.Module):
         args = self.args
         batch = replay.sample(args.batch_size)
         loss, z, metrics = self.critic_loss(*self.augment(batch))
-        self.step("critic", loss)
+        self.optimize("critic", loss)
 
         if number % args.actor_every == 0:
             loss, log_prob = self.actor_loss(z.detach())
-            self.step("actor", loss)
+            self.optimize("actor", loss)
             temperature = self.log_temperature.exp()
-            self.step("temperature", (temperature * (-log_prob - self.target_entropy).detach()).mean())
+            self.optimize("temperature", (temperature * (-log_prob - self.target_entropy).detach()).mean())
             for target, online in zip(self.target.parameters(), self.critic.parameters(), strict=True):
                 target.data.lerp_(online.data, args.tau)
             metrics |= {"actor_loss": loss.detach(), "entropy": -log_prob.mean(), "temperature": temperature.detach()}
@@ -242,10 +243,10 @@ class Agent(nn.Module):
             next_z = self.encode(*next_seen)
             next_action, log_prob = self.actor(next_z)
             next_value = self.target(next_z, next_action).amin(0) - self.log_temperature.exp() * log_prob
-            goal = reward + discount * next_value
+            td_target = reward + discount * next_value
         z = self.encode(*seen)
         q = self.critic(z, action)
-        loss = F.mse_loss(q, goal.expand_as(q)) * 2  # the sum over both critics
+        loss = F.mse_loss(q, td_target.expand_as(q)) * 2  # the sum over both critics
         return loss, z, {"critic_loss": loss.detach(), "q": q.detach().mean()}
 
     def actor_loss(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -253,7 +254,7 @@ class Agent(nn.Module):
         value = self.critic(z, action).amin(0)
         return (self.log_temperature.exp().detach() * log_prob - value).mean(), log_prob.detach()
 
-    def step(self, name: str, loss: Tensor) -> None:
+    def optimize(self, name: str, loss: Tensor) -> None:
         optimizer = self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=optimizer.param_groups[0]["params"])

@@ -3,13 +3,16 @@
 Each sampled transition is seen through a random window (`--augmentation crop`), or at a random place on a larger black
 canvas (`translate`); nothing else is added to SAC. To act, it sees the middle.
 
+Its diff is to be read against `sac_pixel.py`: the augmentation.
+
 The paper renders frames of 100 pixels; crops are 84 of them wide, canvases 108. Here frames are of the size that all
 agents get, and crop and canvas keep the paper's shares of it (71 and 91 of 84 pixels): `--image-size 100` gives the
 paper's own sizes. As in the official code, next frames are cropped at offsets of their own, but translated like the
 frames before them. Differs from it: crops reach the last row and column too, and no unused contrastive head is built;
 as in DrQ-v2, convolutions begin orthogonal, not delta-orthogonal, and pixels are in [-0.5, 0.5]; for speed, the actor
 and both critics share one projection to `feature_dim`, which the critics alone train, and the actor learns from what
-the critics' step saw. Batch, random steps (there 1,000; 10,000 for cheetah) and replay are those of all agents here.
+the critics' step saw. Batch, random steps (there 1,000; 10,000 for cheetah) and replay are those of all agents here;
+published are also a representation of 64 with translate and a learning rate of 2e-4 for cheetah.
 
 Logged: `critic_loss` (squared error, summed over both critics), `q` (mean value of the batch), `actor_loss`, `entropy`
 (of the policy, in nats) and `temperature` (the weight of the entropy).
@@ -37,29 +40,29 @@ class Args(CommonArgs):
     """RAD-SAC."""
 
     feature_dim: int = 50
-    """length of the representation that actor and critics see (published: 64 with translate)"""
+    """dimension of the representation that actor and critics see"""
     learning_rate: float = 1e-3
-    """of Adam, for encoder, critics and actor (published: 2e-4 for cheetah)"""
+    """Adam learning rate"""
     temperature_learning_rate: float = 1e-4
-    """of Adam, with a first beta of 0.5, for the temperature"""
+    """Adam learning rate of the entropy temperature (with beta1 = 0.5)"""
     init_temperature: float = 0.1
-    """entropy weight to begin with; it is tuned towards an entropy of minus the number of action dimensions"""
+    """initial entropy temperature (alpha), tuned towards a target entropy of minus the action dimension"""
     discount: float = 0.99
-    """per agent step"""
+    """discount factor (gamma) per agent step"""
     n_step: int = 1
-    """rewards summed before the value of what follows is estimated"""
+    """n-step return length: rewards summed before bootstrapping from the target critics"""
     tau: float = 0.01
-    """share of the critics that moves into their targets at a time"""
+    """Polyak coefficient (tau) of the target critics"""
     encoder_tau: float = 0.05
-    """share of the encoder and its projection that moves into their targets at a time"""
+    """Polyak coefficient (tau) of the target encoder and its projection"""
     actor_every: int = 2
-    """updates of the critics per update of actor, temperature and targets"""
+    """critic updates per update of actor, temperature and target networks"""
     augmentation: Literal["crop", "translate"] = "crop"
-    """what happens to the frames of a transition"""
+    """augmentation of the sampled frames"""
     crop: float = 0.84
-    """side of the crop over the frame's"""
+    """side of the random crop, as a fraction of the frame's"""
     canvas: float = 1.08
-    """side of the canvas over the frame's, for translate"""
+    """side of the canvas that frames are translated on, as a fraction of the frame's"""
 
     def env_config(self) -> EnvConfig:
         """RGB alone."""
@@ -225,7 +228,7 @@ class Agent(nn.Module):
     def act(self, observation: dict[str, np.ndarray], deterministic: bool = False) -> np.ndarray:
         """Stacked observations of N environments -> actions (N, A)."""
         rgb = self.tensor(observation["rgb"])
-        middle = torch.full((len(rgb), 2), self.room // 2, dtype=torch.int32, device=self.device)
+        middle = torch.full((len(rgb), 2), self.max_offset // 2, dtype=torch.int32, device=self.device)
         z = self.encode(self.place(rgb, middle))
         return (self.actor.mean(z) if deterministic else self.actor(z)[0]).cpu().numpy()
 
@@ -234,21 +237,21 @@ class Agent(nn.Module):
         args = self.args
         batch = replay.sample(args.batch_size)
         loss, z, metrics = self.critic_loss(*self.augment(batch))
-        self.step("critic", loss)
+        self.optimize("critic", loss)
 
         if number % args.actor_every == 0:
             loss, log_prob = self.actor_loss(z.detach())
-            self.step("actor", loss)
+            self.optimize("actor", loss)
             temperature = self.log_temperature.exp()
-            self.step("temperature", (temperature * (-log_prob - self.target_entropy).detach()).mean())
-            self.move(self.target, self.critic, args.tau)
-            self.move(self.target_encoder, self.encoder, args.encoder_tau)
-            self.move(self.target_project, self.project, args.encoder_tau)
+            self.optimize("temperature", (temperature * (-log_prob - self.target_entropy).detach()).mean())
+            self.polyak_update(self.target, self.critic, args.tau)
+            self.polyak_update(self.target_encoder, self.encoder, args.encoder_tau)
+            self.polyak_update(self.target_project, self.project, args.encoder_tau)
             metrics |= {"actor_loss": loss.detach(), "entropy": -log_prob.mean(), "temperature": temperature.detach()}
         return metrics
 
     @property
-    def room(self) -> int:
+    def max_offset(self) -> int:
         """Largest offset."""
         return abs(self.args.input_size - self.args.image_size)
 
@@ -256,7 +259,7 @@ class Agent(nn.Module):
         return (random_crop if self.args.augmentation == "crop" else translate)(frames, offset, self.args.input_size)
 
     def augment(self, batch: Batch) -> tuple[Tensor, ...]:
-        offset = torch.randint(self.room + 1, (2, len(batch.reward), 2), dtype=torch.int32).to(self.device)
+        offset = torch.randint(self.max_offset + 1, (2, len(batch.reward), 2), dtype=torch.int32).to(self.device)
         rgb = self.place(self.tensor(batch.rgb), offset[0])
         next_rgb = self.place(self.tensor(batch.next_rgb), offset[1 if self.args.augmentation == "crop" else 0])
         return rgb, next_rgb, self.tensor(batch.action), self.tensor(batch.reward), self.tensor(batch.discount)
@@ -268,10 +271,10 @@ class Agent(nn.Module):
             next_action, log_prob = self.actor(self.encode(next_rgb))
             next_z = self.encode(next_rgb, target=True)
             next_value = self.target(next_z, next_action).amin(0) - self.log_temperature.exp() * log_prob
-            goal = reward + discount * next_value
+            td_target = reward + discount * next_value
         z = self.encode(rgb)
         q = self.critic(z, action)
-        loss = F.mse_loss(q, goal.expand_as(q)) * 2  # the sum over both critics
+        loss = F.mse_loss(q, td_target.expand_as(q)) * 2  # the sum over both critics
         return loss, z, {"critic_loss": loss.detach(), "q": q.detach().mean()}
 
     def actor_loss(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -279,16 +282,16 @@ class Agent(nn.Module):
         value = self.critic(z, action).amin(0)
         return (self.log_temperature.exp().detach() * log_prob - value).mean(), log_prob.detach()
 
-    def step(self, name: str, loss: Tensor) -> None:
+    def optimize(self, name: str, loss: Tensor) -> None:
         optimizer = self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=optimizer.param_groups[0]["params"])
         optimizer.step()
 
     @staticmethod
-    def move(target: nn.Module, online: nn.Module, share: float) -> None:
+    def polyak_update(target: nn.Module, online: nn.Module, tau: float) -> None:
         for old, new in zip(target.parameters(), online.parameters(), strict=True):
-            old.data.lerp_(new.data, share)
+            old.data.lerp_(new.data, tau)
 
 
 # ---- main ----

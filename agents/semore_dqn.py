@@ -6,8 +6,8 @@ these frames to find them in every frame. From then on the Q function sees, for 
 lies, and how flow says that it moves: standardised numbers, no pixels. Neither VLM nor CLIP is needed to act.
 
 Reconstructed from the paper's abstract, as `semore_sac.py`, which says what is the paper's. Until there is a
-vocabulary, and where nothing is named, the agent is its twin `drq_dqn.py`: `diff` the two files. With `--no-semantic`
-this file computes the same numbers as the twin.
+vocabulary, and where nothing is named, the agent is `drq_dqn.py`. Its diff is to be read against `drq_dqn.py`: with
+`--no-semantic` both compute the same numbers.
 
 Logged: as `drq_dqn.py`, and, when the grounder is taught, `grounder_loss` (cross entropy per patch, nats) and `things`
 (names in the vocabulary).
@@ -24,12 +24,14 @@ import tyro
 from torch import Tensor, nn
 
 from semore_bench.args import CommonArgs, flag
-from semore_bench.envs import EnvConfig, Step
+from semore_bench.envs import EnvConfig
 from semore_bench.grounder import Grounder
 from semore_bench.replay import Batch, Replay
 from semore_bench.runs import Run, one_line_errors
 from semore_bench.things import MOTION, STATIC, THINGS, Standardise, Vocabulary, history, history_size, moments
+from semore_bench.transitions import Step
 from wrappers.errors import UserError
+from wrappers.flow import relative_flow
 
 
 @dataclass
@@ -42,13 +44,13 @@ class Args(CommonArgs):
     annotate_every: int = 4
     """agent steps between two annotated frames"""
     semantic: bool = True
-    """see named things (otherwise this is DrQ-DQN)"""
+    """see named things (without them this is the baseline)"""
     motion: bool = True
     """see the flow of the named things"""
     interaction: bool = True
     """pool flow within each named thing (otherwise over the whole image)"""
     pixels: bool = False
-    """see pixels, too: DrQ-DQN's representation beside the numbers of the named things"""
+    """see pixels, too: the baseline's representation beside the numbers of the named things"""
     grounder_updates: int = 500
     """updates of the grounder before the first update of all; later bouts take a quarter of them"""
     grounder_batch: int = 32
@@ -61,21 +63,21 @@ class Args(CommonArgs):
     """agent steps from the grounder's first bout to its second; each later one takes twice as long, and the second half
     of a run has none; 0 for no others"""
     feature_dim: int = 50
-    """length of the representation that the Q function sees"""
+    """dimension of the representation that actor and critics see"""
     learning_rate: float = 1e-4
-    """of Adam"""
+    """Adam learning rate"""
     adam_epsilon: float = 1.5e-4
     """of Adam"""
     max_gradient_norm: float = 10.0
     """longer gradients are cut to this length"""
     discount: float = 0.99
-    """per agent step"""
+    """discount factor (gamma) per agent step"""
     n_step: int = 10
-    """rewards summed before the value of what follows is estimated"""
+    """n-step return length: rewards summed before bootstrapping from the target critics"""
     tau: float = 0.01
-    """share of the Q function that moves into its target at a time"""
+    """Polyak coefficient (tau) of the target critics"""
     shift: int = 4
-    """random shift in pixels"""
+    """largest random shift, in pixels"""
     epsilon: float = 0.1
     """share of random actions at last"""
     epsilon_steps: int | None = None
@@ -283,7 +285,7 @@ class Agent(nn.Module):
             return np.zeros((len(rgb), self.features), np.float32)
         maps = self.grounder.maps(rgb, self.vocabulary)
         if flow is not None:
-            flow = F.adaptive_avg_pool2d((self.tensor(flow).permute(0, 3, 1, 2).float() - 128) / 127, maps.shape[2:])
+            flow = F.adaptive_avg_pool2d(relative_flow(self.tensor(flow).permute(0, 3, 1, 2).float()), maps.shape[2:])
         return moments(maps, flow, whole=not self.args.interaction).flatten(1).cpu().numpy()
 
     def explain(self, observation: dict[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
@@ -301,7 +303,7 @@ class Agent(nn.Module):
     def learn(self, replay: Replay) -> dict[str, Tensor]:
         batch = replay.sample(self.args.batch_size)
         loss, metrics = self.critic_loss(*self.augment(batch))
-        self.step("critic", loss)
+        self.optimize("critic", loss)
         for target, online in zip(self.target.parameters(), self.critic.parameters(), strict=True):
             target.data.lerp_(online.data, self.args.tau)
         return metrics
@@ -373,12 +375,12 @@ class Agent(nn.Module):
         with torch.no_grad():
             next_z = self.encode(*next_seen)
             next_action = self.critic(next_z).argmax(1, keepdim=True)  # chosen by one, valued by the other
-            goal = reward + discount * self.target(next_z).gather(1, next_action)[:, 0]
+            td_target = reward + discount * self.target(next_z).gather(1, next_action)[:, 0]
         q = self.critic(self.encode(*seen)).gather(1, action[:, None])[:, 0]
-        loss = F.smooth_l1_loss(q, goal)
+        loss = F.smooth_l1_loss(q, td_target)
         return loss, {"critic_loss": loss.detach(), "q": q.detach().mean()}
 
-    def step(self, name: str, loss: Tensor) -> None:
+    def optimize(self, name: str, loss: Tensor) -> None:
         optimizer = self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
         parameters = optimizer.param_groups[0]["params"]

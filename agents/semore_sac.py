@@ -7,8 +7,9 @@ lies, and how flow says that it moves: standardised numbers, no pixels. Neither 
 
 Reconstructed from the paper's abstract: that two paths are taught separately by what VLM and CLIP know, interact, and
 are what the policy sees, is the paper's; grounder, numbers, standardising and schedule are ours. Until there is a
-vocabulary, and where nothing is named, the agent is its twin `drq_sac.py`: `diff` the two files. With `--no-semantic`
-this file computes the same numbers as the twin.
+vocabulary, and where nothing is named, the agent is DrQ-SAC; with `--no-semantic` it computes the same numbers.
+
+Its diff is to be read against `drq_sac.py`.
 
 Logged: as `drq_sac.py`, and, when the grounder is taught, `grounder_loss` (cross entropy per patch, nats) and `things`
 (names in the vocabulary); with `--heads` also `heads_loss` (squared error of predicted reward and numbers).
@@ -31,6 +32,7 @@ from semore_bench.replay import Batch, Replay
 from semore_bench.runs import Run, one_line_errors
 from semore_bench.things import MOTION, STATIC, THINGS, Standardise, Vocabulary, history, history_size, moments
 from wrappers.errors import UserError
+from wrappers.flow import relative_flow
 
 
 @dataclass
@@ -43,7 +45,7 @@ class Args(CommonArgs):
     annotate_every: int = 4
     """agent steps between two annotated frames"""
     semantic: bool = True
-    """see named things (otherwise this is DrQ-SAC)"""
+    """see named things (without them this is the baseline)"""
     motion: bool = True
     """see the flow of the named things"""
     interaction: bool = True
@@ -51,7 +53,7 @@ class Args(CommonArgs):
     true_maps: bool = False
     """see the simulator's own class maps instead of the grounder's: what perfect grounding would give (privileged)"""
     pixels: bool = False
-    """see pixels, too: DrQ-SAC's representation beside the numbers of the named things"""
+    """see pixels, too: the baseline's representation beside the numbers of the named things"""
     heads: bool = False
     """predict the reward and the next numbers from the representation; of use with --pixels alone"""
     grounder_updates: int = 500
@@ -66,21 +68,21 @@ class Args(CommonArgs):
     """agent steps from the grounder's first bout to its second; each later one takes twice as long, and the second half
     of a run has none; 0 for no others"""
     feature_dim: int = 50
-    """length of the representation that actor and critics see"""
+    """dimension of the representation that actor and critics see"""
     learning_rate: float = 1e-3
-    """of Adam, for encoder, critics, actor and temperature"""
+    """Adam learning rate"""
     init_temperature: float = 0.1
-    """entropy weight to begin with; it is tuned towards an entropy of minus the number of action dimensions"""
+    """initial entropy temperature (alpha), tuned towards a target entropy of minus the action dimension"""
     discount: float = 0.99
-    """per agent step"""
+    """discount factor (gamma) per agent step"""
     n_step: int = 1
-    """rewards summed before the value of what follows is estimated"""
+    """n-step return length: rewards summed before bootstrapping from the target critics"""
     tau: float = 0.01
-    """share of the critics that moves into their targets at a time"""
+    """Polyak coefficient (tau) of the target critics"""
     actor_every: int = 2
-    """updates of the critics per update of actor, temperature and targets"""
+    """critic updates per update of actor, temperature and target networks"""
     shift: int = 4
-    """random shift in pixels"""
+    """largest random shift, in pixels"""
 
     def env_config(self) -> EnvConfig:
         """RGB and, if things are named, annotations and flow."""
@@ -296,7 +298,7 @@ class Agent(nn.Module):
             return np.zeros((len(rgb), self.features), np.float32)
         maps = self.grounder.maps(rgb, self.vocabulary)
         if flow is not None:
-            flow = F.adaptive_avg_pool2d((self.tensor(flow).permute(0, 3, 1, 2).float() - 128) / 127, maps.shape[2:])
+            flow = F.adaptive_avg_pool2d(relative_flow(self.tensor(flow).permute(0, 3, 1, 2).float()), maps.shape[2:])
         return moments(maps, flow, whole=not self.args.interaction).flatten(1).cpu().numpy()
 
     def explain(self, observation: dict[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
@@ -315,13 +317,13 @@ class Agent(nn.Module):
         args = self.args
         batch = replay.sample(args.batch_size)
         loss, z, metrics = self.critic_loss(*self.augment(batch))
-        self.step("critic", loss)
+        self.optimize("critic", loss)
 
         if number % args.actor_every == 0:
             loss, log_prob = self.actor_loss(z.detach())
-            self.step("actor", loss)
+            self.optimize("actor", loss)
             temperature = self.log_temperature.exp()
-            self.step("temperature", (temperature * (-log_prob - self.target_entropy).detach()).mean())
+            self.optimize("temperature", (temperature * (-log_prob - self.target_entropy).detach()).mean())
             for target, online in zip(self.target.parameters(), self.critic.parameters(), strict=True):
                 target.data.lerp_(online.data, args.tau)
             metrics |= {"actor_loss": loss.detach(), "entropy": -log_prob.mean(), "temperature": temperature.detach()}
@@ -399,10 +401,10 @@ class Agent(nn.Module):
             next_z = self.encode(*next_seen)
             next_action, log_prob = self.actor(next_z)
             next_value = self.target(next_z, next_action).amin(0) - self.log_temperature.exp() * log_prob
-            goal = reward + discount * next_value
+            td_target = reward + discount * next_value
         z = self.encode(*seen)
         q = self.critic(z, action)
-        loss = F.mse_loss(q, goal.expand_as(q)) * 2  # the sum over both critics
+        loss = F.mse_loss(q, td_target.expand_as(q)) * 2  # the sum over both critics
         metrics = {"critic_loss": loss.detach(), "q": q.detach().mean()}
         if self.args.heads and self.sees_things:
             target = torch.cat([reward[:, None], self.standardise(history(next_seen[1]))], 1)
@@ -415,7 +417,7 @@ class Agent(nn.Module):
         value = self.critic(z, action).amin(0)
         return (self.log_temperature.exp().detach() * log_prob - value).mean(), log_prob.detach()
 
-    def step(self, name: str, loss: Tensor) -> None:
+    def optimize(self, name: str, loss: Tensor) -> None:
         optimizer = self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=optimizer.param_groups[0]["params"])

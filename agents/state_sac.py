@@ -3,8 +3,8 @@
 The ceiling: the same actor, critics, representation size and settings as the agents that see pixels, without the
 problem of seeing. An agent from pixels that comes close has little left to gain from a better encoder.
 
-Needs an environment that observes its state: dm_control, Meta-World and MuJoCo do. Its diff is to be read against
-`drq_sac.py`: encoder and random shift are gone.
+Its diff is to be read against `drq_sac.py`: encoder and random shift are gone. Needs an environment that observes its
+state: dm_control, Meta-World and MuJoCo do.
 
 Logged: as `drq_sac.py`.
 """
@@ -30,19 +30,19 @@ class Args(CommonArgs):
     """State-SAC."""
 
     feature_dim: int = 50
-    """length of the representation that actor and critics see"""
+    """dimension of the representation that actor and critics see"""
     learning_rate: float = 1e-3
-    """of Adam, for encoder, critics, actor and temperature"""
+    """Adam learning rate"""
     init_temperature: float = 0.1
-    """entropy weight to begin with; it is tuned towards an entropy of minus the number of action dimensions"""
+    """initial entropy temperature (alpha), tuned towards a target entropy of minus the action dimension"""
     discount: float = 0.99
-    """per agent step"""
+    """discount factor (gamma) per agent step"""
     n_step: int = 1
-    """rewards summed before the value of what follows is estimated"""
+    """n-step return length: rewards summed before bootstrapping from the target critics"""
     tau: float = 0.01
-    """share of the critics that moves into their targets at a time"""
+    """Polyak coefficient (tau) of the target critics"""
     actor_every: int = 2
-    """updates of the critics per update of actor, temperature and targets"""
+    """critic updates per update of actor, temperature and target networks"""
 
     def env_config(self) -> EnvConfig:
         """The state alone: nothing is rendered."""
@@ -146,13 +146,13 @@ class Agent(nn.Module):
         args = self.args
         batch = replay.sample(args.batch_size)
         loss, z, metrics = self.critic_loss(*self.tensors(batch))
-        self.step("critic", loss)
+        self.optimize("critic", loss)
 
         if number % args.actor_every == 0:
             loss, log_prob = self.actor_loss(z.detach())
-            self.step("actor", loss)
+            self.optimize("actor", loss)
             temperature = self.log_temperature.exp()
-            self.step("temperature", (temperature * (-log_prob - self.target_entropy).detach()).mean())
+            self.optimize("temperature", (temperature * (-log_prob - self.target_entropy).detach()).mean())
             for target, online in zip(self.target.parameters(), self.critic.parameters(), strict=True):
                 target.data.lerp_(online.data, args.tau)
             metrics |= {"actor_loss": loss.detach(), "entropy": -log_prob.mean(), "temperature": temperature.detach()}
@@ -169,10 +169,10 @@ class Agent(nn.Module):
             next_z = self.project(next_state)
             next_action, log_prob = self.actor(next_z)
             next_value = self.target(next_z, next_action).amin(0) - self.log_temperature.exp() * log_prob
-            goal = reward + discount * next_value
+            td_target = reward + discount * next_value
         z = self.project(state)
         q = self.critic(z, action)
-        loss = F.mse_loss(q, goal.expand_as(q)) * 2  # the sum over both critics
+        loss = F.mse_loss(q, td_target.expand_as(q)) * 2  # the sum over both critics
         return loss, z, {"critic_loss": loss.detach(), "q": q.detach().mean()}
 
     def actor_loss(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,7 +180,7 @@ class Agent(nn.Module):
         value = self.critic(z, action).amin(0)
         return (self.log_temperature.exp().detach() * log_prob - value).mean(), log_prob.detach()
 
-    def step(self, name: str, loss: Tensor) -> None:
+    def optimize(self, name: str, loss: Tensor) -> None:
         optimizer = self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=optimizer.param_groups[0]["params"])

@@ -1,9 +1,11 @@
 """SVEA-SAC: critics stabilised under strong augmentation (Hansen, Su & Wang 2021, arXiv 2107.00644).
 
-The critics learn from the frames (shifted, as in DrQ) and from a strongly augmented view of them, in equal parts; what
-both should answer is computed from clean next frames alone, so that the augmentation adds no variance to the targets.
-The view is the output of a random 3x3 convolution (`--augmentation conv`), or the frames blended with a picture from
+The critics learn from the frames (shifted, as in DrQ) and from a strongly augmented view of them, in equal parts; the
+TD target of both is computed from clean next frames alone, so that the augmentation adds no variance to it. The view
+is the output of a random 3x3 convolution (`--augmentation conv`), or the frames blended with a picture from
 a folder (`overlay`).
+
+Its diff is to be read against `sac_pixel.py`: the two views in the critic loss.
 
 Differs from the official code: as in all agents here, four convolutions in place of 11 and a `feature_dim` of 50 in
 place of 100; overlaid pictures are cropped to their middle square and shifted at random (there a random part is
@@ -41,33 +43,33 @@ class Args(CommonArgs):
     """SVEA-SAC."""
 
     feature_dim: int = 50
-    """length of the representation that actor and critics see"""
+    """dimension of the representation that actor and critics see"""
     learning_rate: float = 1e-3
-    """of Adam, for encoder, critics and actor"""
+    """Adam learning rate"""
     temperature_learning_rate: float = 1e-4
-    """of Adam, with a first beta of 0.5, for the temperature"""
+    """Adam learning rate of the entropy temperature (with beta1 = 0.5)"""
     init_temperature: float = 0.1
-    """entropy weight to begin with; it is tuned towards an entropy of minus the number of action dimensions"""
+    """initial entropy temperature (alpha), tuned towards a target entropy of minus the action dimension"""
     discount: float = 0.99
-    """per agent step"""
+    """discount factor (gamma) per agent step"""
     n_step: int = 1
-    """rewards summed before the value of what follows is estimated"""
+    """n-step return length: rewards summed before bootstrapping from the target critics"""
     tau: float = 0.01
-    """share of the critics that moves into their targets at a time"""
+    """Polyak coefficient (tau) of the target critics"""
     encoder_tau: float = 0.05
-    """share of the encoder and its projection that moves into their targets at a time"""
+    """Polyak coefficient (tau) of the target encoder and its projection"""
     actor_every: int = 2
-    """updates of the critics per update of actor, temperature and targets"""
+    """critic updates per update of actor, temperature and target networks"""
     shift: int = 4
-    """random shift in pixels"""
+    """largest random shift, in pixels"""
     augmentation: Literal["conv", "overlay"] = "conv"
-    """strong view of the frames: a random convolution of them, or pictures laid over them"""
+    """augmentation of the sampled frames"""
     overlay_images: str | None = None
-    """folder of pictures for overlay, searched through"""
+    """folder of images for --augmentation overlay, searched recursively"""
     overlay_limit: int = 2000
-    """pictures read at most, drawn by the seed"""
+    """largest number of images read, sampled with the seed"""
     alpha: float = 0.5
-    """share of the clean frames in the critics' loss; the rest is the strong view's"""
+    """weight of the clean view in the critic loss; the augmented view gets the rest"""
 
     def env_config(self) -> EnvConfig:
         """RGB alone."""
@@ -271,16 +273,16 @@ class Agent(nn.Module):
         args = self.args
         batch = replay.sample(args.batch_size)
         loss, z, metrics = self.critic_loss(*self.augment(batch))
-        self.step("critic", loss)
+        self.optimize("critic", loss)
 
         if number % args.actor_every == 0:
             loss, log_prob = self.actor_loss(z.detach())
-            self.step("actor", loss)
+            self.optimize("actor", loss)
             temperature = self.log_temperature.exp()
-            self.step("temperature", (temperature * (-log_prob - self.target_entropy).detach()).mean())
-            self.move(self.target, self.critic, args.tau)
-            self.move(self.target_encoder, self.encoder, args.encoder_tau)
-            self.move(self.target_project, self.project, args.encoder_tau)
+            self.optimize("temperature", (temperature * (-log_prob - self.target_entropy).detach()).mean())
+            self.polyak_update(self.target, self.critic, args.tau)
+            self.polyak_update(self.target_encoder, self.encoder, args.encoder_tau)
+            self.polyak_update(self.target_project, self.project, args.encoder_tau)
             metrics |= {"actor_loss": loss.detach(), "entropy": -log_prob.mean(), "temperature": temperature.detach()}
         return metrics
 
@@ -308,12 +310,12 @@ class Agent(nn.Module):
             next_action, log_prob = self.actor(self.encode(next_rgb))
             next_z = self.encode(next_rgb, target=True)
             next_value = self.target(next_z, next_action).amin(0) - self.log_temperature.exp() * log_prob
-            goal = reward + discount * next_value
+            td_target = reward + discount * next_value
         z = self.encode(rgb)
         q = self.critic(z, action)
         strong_q = self.critic(self.encode(strong), action)
-        loss = self.args.alpha * F.mse_loss(q, goal.expand_as(q)) * 2  # the sum over both critics
-        loss = loss + (1 - self.args.alpha) * F.mse_loss(strong_q, goal.expand_as(q)) * 2
+        loss = self.args.alpha * F.mse_loss(q, td_target.expand_as(q)) * 2  # the sum over both critics
+        loss = loss + (1 - self.args.alpha) * F.mse_loss(strong_q, td_target.expand_as(q)) * 2
         return loss, z, {"critic_loss": loss.detach(), "q": q.detach().mean()}
 
     def actor_loss(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -321,16 +323,16 @@ class Agent(nn.Module):
         value = self.critic(z, action).amin(0)
         return (self.log_temperature.exp().detach() * log_prob - value).mean(), log_prob.detach()
 
-    def step(self, name: str, loss: Tensor) -> None:
+    def optimize(self, name: str, loss: Tensor) -> None:
         optimizer = self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=optimizer.param_groups[0]["params"])
         optimizer.step()
 
     @staticmethod
-    def move(target: nn.Module, online: nn.Module, share: float) -> None:
+    def polyak_update(target: nn.Module, online: nn.Module, tau: float) -> None:
         for old, new in zip(target.parameters(), online.parameters(), strict=True):
-            old.data.lerp_(new.data, share)
+            old.data.lerp_(new.data, tau)
 
 
 # ---- main ----

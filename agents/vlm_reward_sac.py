@@ -5,7 +5,9 @@ regularisation leaves out what cannot tell the goal from a neutral description o
 partly projected to the line through the two sentences' embeddings.
 
 In the paper CLIP's reward replaces the environment's; here it is added to it, weighted, when a transition is stored.
-Evaluation and training returns are the environment's alone. The rest is `drq_sac.py`.
+Evaluation and training returns are the environment's alone.
+
+Its diff is to be read against `drq_sac.py`: the reward bonus.
 
 Logged: `critic_loss` (squared error, summed over both critics), `q` (mean value of the batch), `actor_loss`, `entropy`
 (of the policy, in nats), `temperature` (the weight of the entropy) and `vlm_reward` (of the newest frames, unweighted).
@@ -23,9 +25,10 @@ import tyro
 from torch import Tensor, nn
 
 from semore_bench.args import CommonArgs
-from semore_bench.envs import EnvConfig, Step
+from semore_bench.envs import EnvConfig
 from semore_bench.replay import Batch, Replay
 from semore_bench.runs import Run, one_line_errors
+from semore_bench.transitions import Step
 from wrappers.backends.annotators import make_clip
 from wrappers.errors import UserError
 
@@ -47,7 +50,7 @@ class Args(CommonArgs):
     """VLM-reward SAC."""
 
     clip: str = "embedded"
-    """who rewards: embedded, <model>:<weights> as open_clip knows them, or a folder in its format"""
+    """the frozen CLIP: embedded, <model>:<weights> as open_clip names them, or a folder in its format"""
     goal: str | None = None
     """a sentence that is true when the task is done (default: made from the environment's id)"""
     baseline: str | None = None
@@ -55,24 +58,24 @@ class Args(CommonArgs):
     vlm_reward_coef: float = 1.0
     """weight of CLIP's reward, at most 1 per agent step, beside the environment's"""
     vlm_reward_alpha: float = 0.5
-    """strength of the goal-baseline regularisation: 0 is the cosine similarity of frame and goal, 1 the line alone"""
+    """goal-baseline regularisation strength (alpha of VLM-RM): 0 is the cosine similarity of frame and goal"""
 
     feature_dim: int = 50
-    """length of the representation that actor and critics see"""
+    """dimension of the representation that actor and critics see"""
     learning_rate: float = 1e-3
-    """of Adam, for encoder, critics, actor and temperature"""
+    """Adam learning rate"""
     init_temperature: float = 0.1
-    """entropy weight to begin with; it is tuned towards an entropy of minus the number of action dimensions"""
+    """initial entropy temperature (alpha), tuned towards a target entropy of minus the action dimension"""
     discount: float = 0.99
-    """per agent step"""
+    """discount factor (gamma) per agent step"""
     n_step: int = 1
-    """rewards summed before the value of what follows is estimated"""
+    """n-step return length: rewards summed before bootstrapping from the target critics"""
     tau: float = 0.01
-    """share of the critics that moves into their targets at a time"""
+    """Polyak coefficient (tau) of the target critics"""
     actor_every: int = 2
-    """updates of the critics per update of actor, temperature and targets"""
+    """critic updates per update of actor, temperature and target networks"""
     shift: int = 4
-    """random shift in pixels"""
+    """largest random shift, in pixels"""
 
     def env_config(self) -> EnvConfig:
         """RGB alone."""
@@ -253,14 +256,14 @@ class Agent(nn.Module):
         args = self.args
         batch = replay.sample(args.batch_size)
         loss, z, metrics = self.critic_loss(*self.augment(batch))
-        self.step("critic", loss)
+        self.optimize("critic", loss)
         metrics["vlm_reward"] = self.newest_reward.clone()
 
         if number % args.actor_every == 0:
             loss, log_prob = self.actor_loss(z.detach())
-            self.step("actor", loss)
+            self.optimize("actor", loss)
             temperature = self.log_temperature.exp()
-            self.step("temperature", (temperature * (-log_prob - self.target_entropy).detach()).mean())
+            self.optimize("temperature", (temperature * (-log_prob - self.target_entropy).detach()).mean())
             for target, online in zip(self.target.parameters(), self.critic.parameters(), strict=True):
                 target.data.lerp_(online.data, args.tau)
             metrics |= {"actor_loss": loss.detach(), "entropy": -log_prob.mean(), "temperature": temperature.detach()}
@@ -269,7 +272,8 @@ class Agent(nn.Module):
     def add_reward(self, steps: Sequence[Step]) -> list[Step]:
         """The steps with the weighted reward for the frames that they led to."""
         seen = torch.from_numpy(self.clip.image_embeddings([step.observation["rgb"] for step in steps]))
-        rewards = vlm_reward(seen, *self.sentences, self.args.vlm_reward_alpha)
+        goal, baseline = self.sentences
+        rewards = vlm_reward(seen, goal, baseline, self.args.vlm_reward_alpha)
         self.newest_reward.fill_(rewards.mean())
         bonuses = (self.args.vlm_reward_coef * rewards).tolist()
         return [replace(step, reward=step.reward + bonus) for step, bonus in zip(steps, bonuses, strict=True)]
@@ -288,10 +292,10 @@ class Agent(nn.Module):
             next_z = self.encode(next_rgb)
             next_action, log_prob = self.actor(next_z)
             next_value = self.target(next_z, next_action).amin(0) - self.log_temperature.exp() * log_prob
-            goal = reward + discount * next_value
+            td_target = reward + discount * next_value
         z = self.encode(rgb)
         q = self.critic(z, action)
-        loss = F.mse_loss(q, goal.expand_as(q)) * 2  # the sum over both critics
+        loss = F.mse_loss(q, td_target.expand_as(q)) * 2  # the sum over both critics
         return loss, z, {"critic_loss": loss.detach(), "q": q.detach().mean()}
 
     def actor_loss(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -299,7 +303,7 @@ class Agent(nn.Module):
         value = self.critic(z, action).amin(0)
         return (self.log_temperature.exp().detach() * log_prob - value).mean(), log_prob.detach()
 
-    def step(self, name: str, loss: Tensor) -> None:
+    def optimize(self, name: str, loss: Tensor) -> None:
         optimizer = self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=optimizer.param_groups[0]["params"])

@@ -1,12 +1,20 @@
 """The command-line flags that every agent shares, as one dataclass to inherit from."""
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from wrappers.backends.annotators import check_annotator, check_background, check_grid
+from wrappers.backends.annotators import check_annotator, check_grid
+from wrappers.backends.vision_language import check_background
 from wrappers.errors import UserError
+
+if TYPE_CHECKING:
+    from semore_bench.envs import EnvConfig
+
+_FREE = {"run_dir", "fresh", "track", "capture_video", "cuda", "annotation_cache"}
+"""flags that say where and how to look at a run, not what it computes"""
 
 
 @dataclass
@@ -20,56 +28,54 @@ class CommonArgs:
     total_env_steps: Annotated[int, tyro.conf.arg(aliases=["--total-timesteps"])] = 100_000
     """budget in simulator steps, action repeat included"""
     action_repeat: int = 4
-    """simulator steps per decision"""
+    """simulator steps per agent step, with the same action"""
     preset: Literal["auto", "reference", "lite"] = "auto"
-    """reference: 84 pixels, conv strides 2,1,1,1, MLPs of 1024, batch 128, as published; lite, for a laptop: 64 pixels,
-    strides 2,2,1,1, MLPs of 256, batch 64; auto: lite where --image-size is at most 64"""
+    """reference: 84 pixels, conv strides 2,1,1,1 and hidden layers of 1024 as published, batches of 128; lite (laptop):
+    64 pixels, strides 2,2,1,1, hidden layers of 256, batches of 64; auto: lite where --image-size is at most 64"""
     image_size: int | None = None
     """height and width of the frames in pixels (reference 84, lite 64)"""
     pixel_source: Literal["observation", "render"] | None = None
-    """where pixels come from: a picture in the observation, or what the environment draws (default: the first of these
-    that there is)"""
+    """source of the pixels: an image in the observation, or env.render (default: the first of these that there is)"""
     pixel_key: str | None = None
-    """the picture's key, where the observation has several"""
+    """key of the image in a Dict observation that has several"""
     frame_stack: int = 3
-    """frames that the agent sees at once"""
+    """frames stacked into an observation"""
     num_envs: int = 1
     """environments stepped in parallel, each in its own process"""
     annotator: str = "none"
-    """who names what matters in a frame: none, simulator (of MuJoCo; privileged), embedded (small, needs no network),
+    """annotator of frames: none, simulator (MuJoCo state; privileged), embedded (small, needs no network),
     transformers:<model or folder> or openai:<base url>#<model>"""
     annotate_every: int = 8
-    """agent steps between two annotated frames"""
+    """agent steps between annotated frames"""
     annotation_grid: int | None = None
     """patches per side of the annotations' maps (default: 16 for simulator and embedded, 28 for others with ViT-B-16,
-    what another --clip sees at its usual size)"""
+    the native grid of another --clip)"""
     task_description: str = ""
-    """the task in a sentence, for the prompt of a vision-language model"""
+    """description of the task in a sentence, for the prompt of a vision-language model"""
     background_classes: tuple[str, ...] | None = None
     """names of what else may be seen, for a vision-language model's annotations: up to 5, such as road grass sky
     (default: floor wall sky background); the embedded model has its own"""
     clip: str | None = None
-    """who says where things are: <model>:<weights> as open_clip knows them, a folder, or embedded (default: embedded
+    """CLIP that locates objects: <model>:<weights> as open_clip names them, a folder, or embedded (default: embedded
     with that annotator, ViT-B-16 with others)"""
     annotation_cache: str | None = None
-    """folder in which a vision-language model's annotations are kept, for several runs if you like (default: one in
-    the run directory)"""
+    """cache folder of a vision-language model's annotations; runs may share one (default: in the run directory)"""
     flow_estimator: Literal["dis", "farneback", "simulator"] = "dis"
-    """how optical flow is computed, for agents that use it"""
+    """optical flow estimator, for agents that use flow"""
     random_steps: int | None = None
-    """agent steps with uniformly random actions before learning starts (default: 500, but at most a quarter of all)"""
+    """agent steps with uniformly random actions before learning starts (default: 500, at most a quarter of them all)"""
     batch_size: int | None = None
     """transitions per update (reference 128, lite 64)"""
     updates_per_step: int = 1
-    """updates per agent step (update-to-data ratio)"""
+    """gradient updates per agent step (update-to-data ratio)"""
     critic_layer_norm: bool = False
-    """layer normalisation in the critics' hidden layers"""
+    """LayerNorm in the critics' hidden layers"""
     replay_capacity: int = 100_000
-    """transitions kept; older ones are forgotten"""
+    """capacity of the replay buffer in transitions"""
     eval_every: int = 10_000
     """env steps between evaluations; the last one is always at the end of the budget"""
     eval_episodes: int = 10
-    """episodes per evaluation, on fixed seeds"""
+    """episodes per evaluation, with fixed seeds"""
     checkpoint_every: int = 1000
     """agent steps between checkpoints (also written every two minutes and on Ctrl-C)"""
     run_dir: str | None = None
@@ -77,18 +83,18 @@ class CommonArgs:
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes the GPU if there is one"""
     cuda: bool = True
-    """as CleanRL has it: --no-cuda stays on the CPU, like --device cpu"""
+    """for command lines of CleanRL: --no-cuda is --device cpu"""
     bfloat16: bool = False
-    """the encoders' convolutions in bfloat16, weights and everything else in float32: nearly half of an update's time
-    on GPUs and on CPUs that multiply it (AVX512-BF16, AMX)"""
+    """mixed precision: the encoders' convolutions in bfloat16, nearly half of an update's time on GPUs and on CPUs with
+    bfloat16 instructions (AVX512-BF16, AMX)"""
     compile: bool = False
-    """compile the update with torch.compile"""
+    """compile the losses with torch.compile"""
     capture_video: bool = False
-    """film one evaluation episode after each evaluation: RGB, flow, relevance and caption"""
+    """record a video of one episode per evaluation: RGB, flow, relevance and caption"""
     track: bool = False
-    """send the logs to Weights & Biases too"""
+    """log to Weights & Biases too"""
     fresh: bool = False
-    """start anew; what this run directory holds is deleted when the new run has its first checkpoint"""
+    """start from scratch; the previous run in this directory is deleted when the new run has its first checkpoint"""
 
     def resolve(self) -> None:
         """Fills in what was left open and refuses what cannot work.
@@ -127,15 +133,25 @@ class CommonArgs:
         if asked_for and is_agent and self.env_config().annotator == "none":
             raise UserError(f"this agent uses no annotations: leave --annotator {self.annotator} out")
 
+    if TYPE_CHECKING:
+
+        def env_config(self) -> "EnvConfig":
+            """How the environments are wrapped; every agent says so."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The flags that make a run what it is, as JSON has them: a run is continued with the same ones alone."""
+        return json.loads(json.dumps({name: value for name, value in asdict(self).items() if name not in _FREE}))
+
     @property
     def guidance(self) -> dict[str, Any]:
-        """The settings of an `EnvConfig` that say who annotates what."""
+        """The settings of an `EnvConfig` that concern annotations."""
         names = "annotator", "annotate_every", "annotation_grid", "task_description", "clip", "annotation_cache"
         return {name: getattr(self, name) for name in (*names, "background_classes")}
 
     @property
     def guidance_source(self) -> str:
-        """Who guides the agent: what results say of it."""
+        """The annotator whose guidance the agent gets, as results name it."""
         return str(self.env_config().annotator)
 
     @property

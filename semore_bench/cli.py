@@ -6,23 +6,26 @@ import importlib
 import io
 import os
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 from semore_bench import __version__
 from semore_bench.names import printable
 
 # name: (function that tyro makes a command line of, what `semore-bench --help` says about it)
 COMMANDS = {
-    "list": ("semore_bench.listing:list_", "Environments, agents and suites by name."),
-    "view": ("semore_bench.view:view", "A video of what an agent would see in an environment."),
-    "sweep": ("semore_bench.sweep:sweep", "A suite times agents times seeds, as runs that survive being killed."),
-    "table": ("semore_bench.tables:table", "Agents compared, with intervals: Markdown, CSV and LaTeX."),
-    "plot": ("semore_bench.plots:plot", "Learning curves, performance profiles, sample efficiency."),
-    "report": ("semore_bench.report:report", "One HTML page: leaderboard, curves, runs, videos."),
-    "results": ("semore_bench.results:results", "A folder of results to keep, and to make again from its CSV file."),
-    "benchmark": ("semore_bench.benchmarks:benchmark", "Speed and memory of agents and wrappers, in comparison."),
-    "train-guidance": ("semore_bench.guidance.command:train_guidance", "The embedded CLIP and captioner, made anew."),
-    "doctor": ("semore_bench.doctor:doctor", "Checks whether this machine can train, and what to do if not."),
+    "list": ("semore_bench.listing:list_", "List environments, agents and suites."),
+    "view": ("semore_bench.view:view", "Record a video of an environment's wrapped observations."),
+    "sweep": ("semore_bench.sweep:sweep", "Train agents on a suite with several seeds; resumable."),
+    "table": ("semore_bench.tables:table", "Compare agents with confidence intervals: Markdown, CSV, LaTeX."),
+    "plot": ("semore_bench.plots:plot", "Plot learning curves, performance profiles, sample efficiency."),
+    "report": ("semore_bench.report:report", "Write one HTML page: leaderboard, curves, runs, videos."),
+    "results": ("semore_bench.results:results", "Build a folder of results, or rebuild it from its CSV file."),
+    "benchmark": ("semore_bench.benchmarks:benchmark", "Measure speed and memory of agents and wrappers."),
+    "train-guidance": (
+        "semore_bench.guidance.command:train_guidance",
+        "Train the embedded CLIP and captioner.",
+    ),
+    "doctor": ("semore_bench.doctor:doctor", "Check whether this machine can train, and what to do if not."),
 }
 
 
@@ -82,7 +85,7 @@ def write_everywhere(stream: TextIO) -> None:
         stream.reconfigure(errors="semore-bench")
 
 
-def _plain(error: UnicodeError) -> tuple[str, int]:
+def _plain(error: Any) -> tuple[str, int]:
     """For characters that the encoding lacks: their likes in ASCII, or their escapes."""
     characters = error.object[error.start : error.end]
     plain = (PLAIN.get(character) or character.encode("unicode_escape").decode() for character in characters)
@@ -94,3 +97,7 @@ def usage() -> str:
     width = max(map(len, COMMANDS))
     commands = "".join(f"  {name:{width}}  {summary}\n" for name, (_, summary) in COMMANDS.items())
     return f"usage: semore-bench COMMAND [options]\n\n{commands}\nFor one: semore-bench COMMAND --help"
+
+
+if __name__ == "__main__":
+    main()

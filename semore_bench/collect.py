@@ -10,13 +10,16 @@ from typing import Any
 
 import pandas as pd
 
-from semore_bench.frames import COLUMNS, PROVENANCE, SCORES, Results, Task, load, tidy
+from semore_bench.families import Task
 from semore_bench.names import folder_name, printable
 from semore_bench.published import read_published
 from semore_bench.records import UnusableRun, find_runs, find_video, read_config, read_episodes, read_status
+from semore_bench.scores import COLUMNS, PROVENANCE, SCORES, Results, load, tidy
 from semore_bench.suites import load_suite
 from wrappers.errors import UserError
 
+RUNS = Path("runs")
+"""where runs are looked for, unless a folder is named"""
 Rows = list[tuple[Any, ...]]
 """evaluations of a run, each as `COLUMNS`"""
 Piece = tuple[Path, dict[str, Any], Rows]
@@ -31,22 +34,22 @@ def collect(folders: Sequence[str | Path], suite: str | None = None, published: 
             machines, of which nothing else is left.
         suite: name or file of the suite that says which tasks count, and their budgets; runs of a sweep are looked for
             in the folder of that name. None: all tasks, with the largest budget that a run has.
-        published: CSV file with rows to compare with, see `read_published`.
+        published: CSV file with rows to compare with, see `read_published`; with a suite there may be no folder.
 
     Raises:
         UserError: there is no run, or two runs share agent, task and seed, unless one of them alone is finished.
     """
-    if not folders:
-        raise UserError("name at least one folder with runs, such as runs/dmc-lite")
+    if not folders and not (suite and published):
+        raise UserError("name at least one folder with runs, such as runs/dmc-lite, or --suite and --published")
     title, tasks = read_suite(suite) if suite else (printable(Path(folders[0]).absolute().name), ())
-    folders = [Path(folder) / title if (Path(folder) / title).is_dir() else Path(folder) for folder in folders]
-    kept = {folder: load(folder) for folder in folders if (folder / PROVENANCE).exists()}
-    places = find_runs([folder for folder in folders if folder not in kept])
+    places = [Path(folder) / title if (Path(folder) / title).is_dir() else Path(folder) for folder in folders]
+    kept = {folder: load(folder) for folder in places if (folder / PROVENANCE).exists()}
+    searched = find_runs([folder for folder in places if folder not in kept])
     if not suite and len(kept) == 1:
         (title,) = (results.title for results in kept.values())
-    notes = [note for results in kept.values() for note in results.notes] + [printable(note) for note in places.notes]
+    notes = [note for results in kept.values() for note in results.notes] + [printable(note) for note in searched.notes]
     found = [(folder, *piece) for folder, results in kept.items() for piece in _pieces(results)]
-    for run in places.runs:
+    for run in searched.runs:
         name = printable(f"{run.parent.parent.name}/{run.parent.name}/{run.name}")
         try:
             record, rows, remarks = read_run(run)
@@ -59,7 +62,7 @@ def collect(folders: Sequence[str | Path], suite: str | None = None, published: 
         tasks = _tasks(kept.values(), [record for _, record, _ in found])
     chosen = _choose(found, {task.env_id for task in tasks})
     runs = [record for _, record, _ in chosen.values()]
-    runs += [record for record in _never_begun(places.begun, tasks) if tuple(record.values())[:3] not in chosen]
+    runs += [record for record in _never_begun(searched.begun, tasks) if tuple(record.values())[:3] not in chosen]
     runs.sort(key=lambda record: (record["task"], record["agent"], record["seed"]))
     notes += [note for note in _unequal_settings(runs) if note not in notes]
     evaluations = tidy(pd.DataFrame([row for *_, rows in chosen.values() for row in rows], columns=list(COLUMNS)))
@@ -224,11 +227,16 @@ def _factor(runs: list[dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], list
 def read_suite(suite: str) -> tuple[str, tuple[Task, ...]]:
     """Name and tasks of a suite, by its name or file; raises `UserError`."""
     loaded = load_suite(suite)
-    return loaded.name, tuple(Task(task.env_id, task.flags["total_env_steps"], task.bounds) for task in loaded.tasks)
+    return loaded.name, tuple(task.scored for task in loaded.tasks)
 
 
 def open_results(folders: Sequence[Path], suite: str | None = None, published: Path | None = None) -> Results:
-    """`load` of one folder of results, or `collect` of everything else."""
+    """`load` of one folder of results, or `collect` of everything else.
+
+    Without any run of one's own, published numbers can be seen alone.
+    """
+    if suite and published and [*folders] == [RUNS] and not any(RUNS.rglob("seed-*")):
+        folders = ()
     if len(folders) == 1 and (folders[0] / PROVENANCE).exists() and not suite and not published:
         return load(folders[0])
     return collect(folders, suite, published)

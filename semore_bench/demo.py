@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from semore_bench.envs import EnvConfig, Workers
+from semore_bench.envs import EnvConfig
 from semore_bench.evaluation import evaluate
 from semore_bench.plots import load_curve, plot_runs
 from semore_bench.records import UnusableRun, find_video
+from semore_bench.workers import Workers
 
 ROOT = Path(__file__).parents[1]
 ENV_ID, ACTION_REPEAT, IMAGE_SIZE = "dm_control/cartpole-balance-v0", 8, 48
@@ -68,7 +69,7 @@ def _random_return() -> float:
     config = EnvConfig(image_size=IMAGE_SIZE, action_repeat=ACTION_REPEAT, flow=None)
     with Workers(ENV_ID, config, num_envs=2) as workers:
         size = (workers.num_envs, *workers.action_space.shape)
-        episodes = evaluate(lambda _: rng.uniform(-1, 1, size), workers, EPISODES, frame_stack=1, flow_bound=1.0)
+        episodes = evaluate(lambda _: rng.uniform(-1, 1, size), workers, EPISODES, frame_stack=1)
     return float(np.mean([episode.episode_return for episode in episodes]))
 
 

@@ -30,7 +30,8 @@ GL_TIMEOUT = 30.0  # seconds; the first frame of a working backend takes about o
 # Run by a fresh interpreter: a broken driver may hang or crash the process that draws with it.
 GL_PROBE = """
 import json, time, mujoco
-from wrappers.backends.mujoco import Renderer, Simulation
+from wrappers.backends.mujoco import Renderer
+from wrappers.backends.simulation import Simulation
 model = mujoco.MjModel.from_xml_string(
     "<mujoco><worldbody><light pos='0 0 3'/><geom type='plane' size='2 2 1' rgba='.2 .3 .4 1'/>"
     "<geom size='.3' pos='0 0 .3' rgba='.9 .1 .1 1'/></worldbody></mujoco>")
@@ -186,7 +187,7 @@ def probe_gl(backend: str, timeout: float = GL_TIMEOUT) -> tuple[bool, str]:
     if probe.returncode < 0:
         return False, f"crashes with signal {-probe.returncode}"
     if probe.returncode > 0:
-        reason = (probe.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("wrappers.errors.UserError: ")
+        reason = (probe.stderr.strip().splitlines() or ["no message"])[-1].rpartition("wrappers.errors.UserError: ")[2]
         return False, f"does not work: {textwrap.shorten(reason, 90, placeholder=' ...')}"
     result = json.loads(probe.stdout.splitlines()[-1])
     if result["contrast"] < 10:

@@ -56,7 +56,7 @@ def probability_of_improvement(*tasks: np.ndarray) -> np.ndarray:
 def bootstrap(tasks: Sequence[np.ndarray], statistic: Callable[..., np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """`statistic(*tasks)` (m,) and its 95% interval (2, m), from a stratified bootstrap: seeds within tasks.
 
-    It is rliable's, with the same digits, but all resamples are computed together instead of one after the other.
+    It equals rliable's, but all resamples are computed together instead of one after the other.
     Where no task has two seeds there is nothing to resample: the interval is NaN.
 
     Args:
@@ -82,7 +82,7 @@ def bootstrap(tasks: Sequence[np.ndarray], statistic: Callable[..., np.ndarray])
 def _draws(shapes: tuple[tuple[int, int], ...], repetitions: int) -> list[np.ndarray]:
     """Which score stands where in each resample: per task, flat indices (repetitions, n_seeds, k).
 
-    They are the same for the same shapes, so that the same scores give the same digits.
+    They are the same for the same shapes, so that results are deterministic.
     """
     random = np.random.RandomState(0)  # noqa: NPY002 (rliable draws from this one)
     places = [np.empty((repetitions, *shape), np.intp) for shape in shapes]

@@ -3,14 +3,20 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from semore_bench.envs import EnvConfig, Step, Workers
-from wrappers.flow import encode_flow
+from semore_bench.args import CommonArgs
+from semore_bench.envs import EnvConfig
+from semore_bench.transitions import Step
+from semore_bench.workers import Workers
+from wrappers.flow import decode_flow
 
 FIRST_SEED = 10_000
 """evaluation episode i is seeded with 10,000 + i, for every agent and every run"""
+EVAL_WORKERS = 2
+"""evaluation episodes run at a time: fixed, so that results do not depend on the machine's number of cores"""
 
 Policy = Callable[[dict[str, np.ndarray]], np.ndarray]
 """stacked observations of N environments -> actions (N, A) in [-1, 1]"""
@@ -44,11 +50,10 @@ class FrameStack:
     Args:
         num_envs: N.
         size: k.
-        flow_bound: as the replay's; flow is kept as `encode_flow` writes it.
     """
 
-    def __init__(self, num_envs: int, size: int, flow_bound: float):
-        self._size, self._flow_bound = size, flow_bound
+    def __init__(self, num_envs: int, size: int):
+        self._size = size
         self._frames: list[list[dict[str, np.ndarray]]] = [[] for _ in range(num_envs)]
 
     def begin(self, env: int, observation: dict[str, np.ndarray]) -> None:
@@ -60,16 +65,15 @@ class FrameStack:
         self._frames[env] = [*self._frames[env][1:], self._kept(observation)]
 
     def _kept(self, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        names = {"rgb": "rgb", "state": "features"}
-        kept = {kept: observation[name].copy() for name, kept in names.items() if name in observation}
-        if "flow" in observation:
-            kept["flow"] = encode_flow(observation["flow"], self._flow_bound)
-        return kept
+        names = {"rgb": "rgb", "flow": "flow", "state": "features"}
+        return {kept: observation[name].copy() for name, kept in names.items() if name in observation}
 
     def stack(self) -> dict[str, np.ndarray]:
         """As `Replay.latest`: uint8 rgb (N, k, H, W, 3) and flow (N, k-1, H, W, 2), or states as features (N, k, F)."""
         names = [name for name in ("rgb", "features") if name in self._frames[0][0]]
-        stacked = {name: np.stack([[frame[name] for frame in frames] for frames in self._frames]) for name in names}
+        stacked: dict[str, np.ndarray] = {
+            name: np.stack([[frame[name] for frame in frames] for frames in self._frames]) for name in names
+        }
         if "flow" in self._frames[0][0] and self._size > 1:
             stacked["flow"] = np.stack([[frame["flow"] for frame in frames[1:]] for frames in self._frames])
         return stacked
@@ -80,7 +84,6 @@ def evaluate(
     workers: Workers,
     episodes: int,
     frame_stack: int,
-    flow_bound: float,
     on_step: Callable[[], None] = lambda: None,
 ) -> list[Episode]:
     """Runs evaluation episodes 0, 1, ... and returns them in this order.
@@ -89,10 +92,10 @@ def evaluate(
         policy: must be deterministic for results that can be repeated.
         workers: environments of their own, without an annotator.
         episodes: number of episodes; they are dealt out to the workers.
-        frame_stack, flow_bound: as in training.
+        frame_stack: as in training.
         on_step: called after every step; what it raises ends the evaluation.
     """
-    stack = FrameStack(workers.num_envs, frame_stack, flow_bound)
+    stack = FrameStack(workers.num_envs, frame_stack)
     pending = iter(range(FIRST_SEED, FIRST_SEED + episodes))
     finished: list[Episode] = []
     running: list[Episode | None] = [None] * workers.num_envs
@@ -132,7 +135,6 @@ def film(
     config: EnvConfig,
     path: Path,
     frame_stack: int,
-    flow_bound: float,
     on_step: Callable[[], None] = lambda: None,
     explain: Explain | None = None,
 ) -> Episode:
@@ -152,7 +154,7 @@ def film(
         config = replace(config, annotate_every=1, caption_mode="sync")
     episode, caption = Episode(FIRST_SEED), ""
     with Workers(env_id, config) as workers, VideoWriter(path, fps=15) as video:
-        stack = FrameStack(1, frame_stack, flow_bound)
+        stack = FrameStack(1, frame_stack)
         ((observation, info),) = workers.reset([FIRST_SEED])
         stack.begin(0, {key: observation[key] for key in shown & observation.keys()})
         while True:
@@ -160,11 +162,11 @@ def film(
             video.add(
                 compose_frame(
                     observation["rgb"],
-                    flow=observation["flow"],
+                    flow=decode_flow(observation["flow"], bound=1.0),
                     relevance=observation.get("relevance"),
                     caption=caption,
                     things=None if explain is None else explain(stack.stack()),
-                    flow_bound=flow_bound,
+                    flow_bound=1.0,
                     footer=f"{env_id}   env step {episode.length}   return {episode.episode_return:.1f}",
                 )
             )
@@ -176,3 +178,44 @@ def film(
             on_step()
             if step.terminated or step.truncated:
                 return episode
+
+
+class Evaluator:
+    """Evaluates a run's agent every now and then, in environments that are kept from one evaluation to the next.
+
+    Args:
+        args: the run's settings.
+        config: the training environments'; their annotator works for films alone.
+    """
+
+    def __init__(self, args: CommonArgs, config: EnvConfig):
+        self.args, self.config = args, config
+        self._workers: Workers | None = None
+
+    def run(self, agent: Any, on_step: Callable[[], None]) -> list[Episode]:
+        """Runs the evaluation episodes; see `evaluate`."""
+        args = self.args
+        if self._workers is None:
+            config = replace(self.config, annotator="none")
+            self._workers = Workers(args.env_id, config, min(EVAL_WORKERS, args.eval_episodes))
+        try:
+            return evaluate(_policy(agent), self._workers, args.eval_episodes, args.frame_stack, on_step)
+        except BaseException:  # they are in the middle of their episodes
+            self.close()
+            raise
+
+    def film(self, agent: Any, on_step: Callable[[], None], path: Path) -> None:
+        """Films the first evaluation episode; see `film`."""
+        args = self.args
+        explain = getattr(agent, "explain", None)
+        film(_policy(agent), args.env_id, self.config, path, args.frame_stack, on_step, explain)
+
+    def close(self) -> None:
+        """Ends the environments; they are made again when they are needed."""
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
+
+
+def _policy(agent: Any) -> Policy:
+    return lambda observation: agent.act(observation, deterministic=True)

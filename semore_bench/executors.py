@@ -111,7 +111,7 @@ class RayExecutor:
         try:
             import ray
         except ImportError:
-            raise UserError('--executor ray needs Ray; type: pip install "semore-bench[ray]"') from None
+            raise UserError("--executor ray needs Ray; type: pip install ray") from None
         self._ray = ray
         address = address or os.environ.get("RAY_ADDRESS")
         try:

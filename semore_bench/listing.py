@@ -18,8 +18,11 @@ from semore_bench.names import printable
 from semore_bench.reading import Unreadable, check_fields, read_text, read_toml
 from wrappers.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
-SUITES = Path(__file__).resolve().parent / "suites"
+_PACKAGE = Path(__file__).resolve().parent
+_INSIDE = _PACKAGE / "agents"
+AGENTS = _INSIDE if _INSIDE.is_dir() else _PACKAGE.parent / "agents"
+"""beside the package in the repository, inside of it where a wheel was installed"""
+SUITES = _PACKAGE / "suites"
 GYMNASIUM_FAMILIES = {
     "classic_control": "Gymnasium classic control",
     "box2d": "Gymnasium Box2D",
@@ -77,10 +80,12 @@ def _bare_name(env_id: str) -> str:
     return name.replace("_", " ").replace("-", " ").lower()
 
 
-def agents(folder: Path = ROOT / "agents") -> dict[str, str]:
+def agents(folder: Path = AGENTS) -> dict[str, str]:
     """Agents by name with the first line of their docstring, read without running them."""
     if not folder.is_dir():
-        raise UserError(f"no agents in {folder}: they come with the repository; install it with `make setup`")
+        raise UserError(
+            f"no agents in {folder}: install semore-bench again, with `make setup` in its repository or from its wheel"
+        )
     files = sorted(file for file in folder.glob("*.py") if not file.stem.startswith("_"))
     return {file.stem: _described(file, _agent_summary) for file in files}
 

@@ -1,4 +1,4 @@
-"""How this process keeps its memory."""
+"""Settings of the C library's memory allocator."""
 
 import ctypes
 import sys

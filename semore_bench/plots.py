@@ -6,13 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import tyro
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
@@ -23,9 +22,9 @@ from rich.markup import escape
 
 from semore_bench.collect import open_results
 from semore_bench.estimates import bootstrap, iqm, iqm_of_all, mean
-from semore_bench.frames import PROVENANCE, Results, in_order
 from semore_bench.names import printable, shorten
 from semore_bench.records import UnusableRun, find_runs, read_config, read_episodes
+from semore_bench.scores import PROVENANCE, Results, in_order
 from wrappers.errors import UserError
 
 # Okabe and Ito's palette, which can be told apart with every kind of colour blindness.
@@ -83,7 +82,7 @@ class Look:
     hollow: bool = False  # the marker
 
     @property
-    def line(self) -> dict[str, object]:
+    def line(self) -> dict[str, Any]:
         """Keyword arguments of its bold line."""
         edge = {"markersize": 4.5, "markeredgecolor": "white", "markeredgewidth": 0.6}
         if self.hollow:
@@ -385,8 +384,8 @@ def agent_looks(agents: Sequence[str]) -> dict[str, Look]:
     return looks
 
 
-def _add_legend(figure: Figure, handles: Sequence[Artist | BarContainer]) -> None:
-    labels = [shorten(handle.get_label(), LONGEST_LABEL) for handle in handles]
+def _add_legend(figure: Figure, handles: Sequence[Any]) -> None:
+    labels = [shorten(str(handle.get_label()), LONGEST_LABEL) for handle in handles]
     entry_width = 0.55 + 0.066 * max(map(len, labels))  # inches, at 9 points
     fitting = max(1, int(figure.get_figwidth() / entry_width))
     columns = min(len(handles), fitting)

@@ -1,4 +1,4 @@
-"""Where and with what a run is computed, and who is told."""
+"""Provenance of a run: settings, commit, versions, hardware; devices; Weights & Biases."""
 
 import dataclasses
 import hashlib
@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,27 @@ import psutil
 import torch
 
 from semore_bench.args import CommonArgs
+from wrappers.backends.captioners import make_prompt
+from wrappers.backends.specs import is_vlm
 from wrappers.errors import UserError
+
+
+def run_config(args: CommonArgs, agent: str, device: torch.device) -> dict[str, Any]:
+    """What config.json says of a run."""
+    return {
+        "agent": agent,
+        "env_id": args.env_id,
+        "seed": args.seed,
+        "guidance": args.guidance_source,
+        "prompt": make_prompt(args.task_description) if is_vlm(args.annotator) else None,
+        "args": args.settings,
+        "command": sys.argv,
+        **provenance(device),
+    }
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """Commit, versions and hardware, as JSON-able values."""
-    here = Path(__file__).parent
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        cwd=here,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     packages = "semore-bench gymnasium mujoco dm_control metaworld shimmy torch numpy opencv-python-headless".split()
     versions = {"python": platform.python_version()}
     for package in packages:
@@ -35,7 +44,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return {
-        "commit": git.stdout.strip() or "unknown",
+        "commit": _commit(),
         "versions": versions,
         "hardware": {
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -46,6 +55,16 @@ def provenance(device: torch.device) -> dict[str, Any]:
             "system": platform.platform(),
         },
     }
+
+
+def _commit() -> str:
+    """Of the repository that this code is in; an installed wheel may lie in somebody else's."""
+    repository = Path(__file__).parents[1]
+    if not (repository / ".git").exists():
+        return "unknown"
+    command = "git describe --always --dirty --abbrev=40 --exclude=*".split()
+    git = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    return git.stdout.strip() or "unknown"
 
 
 def _processor() -> str:
@@ -88,7 +107,7 @@ def track(directory: Path, agent: str, args: CommonArgs) -> Callable[[], None]:
     try:
         import wandb
     except ImportError:
-        raise UserError('--track needs the wandb package; type: pip install "semore-bench[track]"') from None
+        raise UserError("--track needs the wandb package; type: pip install wandb") from None
     try:
         wandb.init(
             project="semore-bench",

@@ -3,10 +3,11 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 
+from semore_bench.families import Task
 from semore_bench.names import PUBLISHED
 from semore_bench.reading import Count, Finite, Share, Unreadable, read_csv
 from wrappers.errors import UserError
@@ -20,13 +21,6 @@ COLUMNS = {
     "success_any": Share | None,
     "success_last": Share | None,
 }
-
-
-class Task(Protocol):
-    """What is asked of a task here."""
-
-    env_id: str
-    success: bool
 
 
 def read_published(path: Path, tasks: Sequence[Task]) -> tuple[pd.DataFrame, list[str]]:

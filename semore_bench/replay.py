@@ -5,8 +5,7 @@ transition is a position in a ring; stacks, n-step returns and the true next fra
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,16 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from semore_bench.envs import Step
+from semore_bench.name_table import NameTable
 from semore_bench.storage import Storage
+from semore_bench.transitions import AnnotatedBatch, Batch, Step
 from wrappers.backends.annotation import MAX_CLASSES, Annotation
-from wrappers.flow import encode_flow
 
 # What follows a frame in its ring.
 NEWEST, CONTINUES, TERMINATED, TRUNCATED, LIFE_LOST = range(5)
 
 _FRAMES_PER_STEP = 2  # the last one of an episode and the first one of the next
-_ANNOTATIONS_PER_STEP = 96  # at most, of an environment: as many as wait and are under way, see `AsyncAnnotator`
+_ANNOTATIONS_PER_STEP = 96  # at most, of an environment: as many as wait and are under way, see `AsyncQueue`
 _NOTES = ("owner", "classes", "importance", "probabilities")  # arrays with a row per annotation
 _CHUNK = 64  # frames that are described at a time
 
@@ -31,58 +30,20 @@ Describe = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 """uint8 rgb (N, H, W, 3) and flow (N, H, W, 2) -> features, float32 (N, F); of each frame from itself alone"""
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Transitions s_t -> s_{t+m}, m = min(n_step, steps left in the episode).
-
-    `rgb`, `next_rgb`: uint8 (B, k, H, W, 3), oldest frame first, or None. `flow`, `next_flow`: uint8 (B, k-1, H, W, 2)
-    as `wrappers.flow.encode_flow` writes it, or None. `action`: float32 (B, A) in [-1, 1], or int64 (B,). `reward`:
-    float32 (B,), the discounted sum of m rewards. `discount`: float32 (B,), discount**m, or 0 where the episode
-    terminated (not where a time limit cut it) or a life was lost, which ends the sum too. `features`, `next_features`:
-    float32 (B, k, F), or None, see `Replay.describe`.
-    """
-
-    rgb: np.ndarray | None
-    next_rgb: np.ndarray | None
-    flow: np.ndarray | None
-    next_flow: np.ndarray | None
-    action: np.ndarray
-    reward: np.ndarray
-    discount: np.ndarray
-    features: np.ndarray | None = None
-    next_features: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class AnnotatedBatch:
-    """Annotated frames, without the frames before them; K = MAX_CLASSES, absent classes have zero probability.
-
-    `rgb`: uint8 (B, H, W, 3). `patch_probabilities`: float32 (B, K, G, G), exact to 1/510. `classes`: int64 (B, K), the
-    numbers of the classes' names in `Replay.names`, -1 where there is none. `importance`: float32 (B, K), how much each
-    class matters for the task, 0-1; 0 for the background.
-    """
-
-    rgb: np.ndarray
-    patch_probabilities: np.ndarray
-    classes: np.ndarray
-    importance: np.ndarray
-
-
 class Replay:
     """Frame-deduplicating, memory-mapped replay with n-step returns and late annotations.
 
     Args:
         directory: folder of the memory-mapped arrays; what is in it is taken over by `load_state_dict`.
-        observation_space: Dict with `rgb`, and `flow` if there is any, or with `state` alone, which is kept as features
-            (one environment's, without stacking).
+        observation_space: Dict with `rgb`, and `flow` in bytes if there is any, or with `state` alone, which is kept as
+            features (one environment's, without stacking).
         action_dim: length of an action, None for discrete ones: int64 numbers.
         capacity: transitions that can be sampled, all environments together.
         num_envs: number of environments, each with its own ring.
         frame_stack: frames per stack; the first frame of an episode is repeated to fill its first stacks.
-        n_step: rewards summed per transition.
+        n_step: length of n-step returns.
         discount: discount factor per agent step.
         seed: seeds the sampling.
-        flow_bound: pixels per agent step that the stored flow can represent.
         annotate_every: agent steps between annotated frames, 0 for none; sizes the annotation store.
         grid, embedding_dim: patches per side and length of the text embeddings of the annotations.
         features: numbers per frame that `describe` computes, 0 for none.
@@ -105,7 +66,6 @@ class Replay:
         n_step: int = 1,
         discount: float = 0.99,
         seed: int = 0,
-        flow_bound: float = 8.0,
         annotate_every: int = 0,
         grid: int = 8,
         embedding_dim: int = 64,
@@ -114,7 +74,7 @@ class Replay:
     ):
         self.directory = Path(directory)
         self.frame_stack, self.n_step, self.discount, self.num_envs = frame_stack, n_step, discount, num_envs
-        self.flow_bound, self.embedding_dim = flow_bound, embedding_dim
+        self.embedding_dim = embedding_dim
         self.has_rgb, self.has_flow, self.has_state = (
             name in observation_space.spaces for name in ("rgb", "flow", "state")
         )
@@ -155,12 +115,13 @@ class Replay:
         self._annotation_rng = np.random.default_rng([seed, 2])
         self._newest = np.full(num_envs, -1, np.int64)  # frames written per ring, minus one
         self._annotated = 0
-        self._actions: list[list[np.ndarray]] = [[] for _ in range(num_envs)]  # of the running episodes
+        self._actions: list[list[np.ndarray | np.int64]] = [[] for _ in range(num_envs)]  # of the running episodes
         self._saved: tuple[np.ndarray, int] | None = None  # `_newest` and `_annotated` of the last checkpoint
-        self._names: dict[str, int] = {}  # numbers are never given twice: what lies on disk keeps its meaning
-        self._name_embeddings: dict[int, np.ndarray] = {}
-        self._next_name = 0
-        # In memory, and whole in every checkpoint: all of them change when they are computed anew.
+        self._names = NameTable(
+            2 * MAX_CLASSES * self.annotation_window,
+            lambda: np.unique(self._arrays["classes"][self._live_notes()]).tolist(),
+        )
+        # In memory, and whole in every checkpoint: all of them change when they are recomputed.
         width = observation_space["state"].shape[0] if self.has_state else features
         self._features = np.zeros((num_envs * self.slots, width), np.float32)
         self.describe: Describe | None = None
@@ -190,7 +151,7 @@ class Replay:
         self._describe(rows)
 
     def redescribe(self) -> None:
-        """Computes the features of all stored frames anew, by a `describe` that has changed."""
+        """Recomputes the features of all stored frames, by a `describe` that has changed."""
         for env in range(self.num_envs):
             oldest = max(0, self._newest[env] - self.window - self.frame_stack)
             rows = self._row(env, np.arange(oldest, self._newest[env] + 1))
@@ -210,7 +171,7 @@ class Replay:
         if self.has_state:
             self._features[row] = observation["state"]
         if self.has_flow:
-            arrays["flow"][row] = encode_flow(observation["flow"], self.flow_bound)
+            arrays["flow"][row] = observation["flow"]
         arrays["follows"][row] = NEWEST
         arrays["episode_step"][row] = episode_step
         if episode_step == 0:
@@ -236,7 +197,7 @@ class Replay:
         arrays["owner"][note] = (self._newest[env] - age) * self.num_envs + env
         arrays["classes"][note] = -1
         arrays["classes"][note, :classes] = [
-            self._name(*pair) for pair in zip(annotation.class_names, annotation.class_embeddings, strict=True)
+            self._names.number(*pair) for pair in zip(annotation.class_names, annotation.class_embeddings, strict=True)
         ]
         arrays["importance"][note] = 0
         arrays["importance"][note, : len(annotation.objects)] = [thing.relevance for thing in annotation.objects]
@@ -244,22 +205,6 @@ class Replay:
         arrays["probabilities"][note, :classes] = np.rint(255 * annotation.patch_probabilities)
         self._annotated += 1
         return True
-
-    def _name(self, name: str, embedding: np.ndarray) -> int:
-        if name not in self._names:
-            self._forget_names()
-            self._names[name] = self._next_name
-            self._name_embeddings[self._next_name] = np.array(embedding, np.float32)
-            self._next_name += 1
-        return self._names[name]
-
-    def _forget_names(self) -> None:
-        """A talkative model may give every frame new names: those that no annotation in the store uses are dropped."""
-        if len(self._names) < 2 * MAX_CLASSES * self.annotation_window:
-            return
-        used = set(np.unique(self._arrays["classes"][self._live_notes()]).tolist())
-        self._names = {name: number for name, number in self._names.items() if number in used}
-        self._name_embeddings = {number: self._name_embeddings[number] for number in self._names.values()}
 
     # ---- reading ----
 
@@ -287,13 +232,14 @@ class Replay:
         env, position = self._draw(batch_size)
         reward, discount, end, _ = self._returns(env, position)
         if self.n_step == 1:  # s and s' share frames: read them once
-            parts = [
+            parts: Iterable[tuple] = [
                 (None, None) if part is None else (part[:, :-1], part[:, 1:]) for part in self._stack(env, end, more=1)
             ]
         else:
             parts = zip(self._stack(env, position), self._stack(env, end), strict=True)
-        rgbs, flows, features = parts
-        return Batch(*rgbs, *flows, self._arrays["action"][self._row(env, position)], reward, discount, *features)
+        (rgb, next_rgb), (flow, next_flow), (features, next_features) = parts
+        action = self._arrays["action"][self._row(env, position)]
+        return Batch(rgb, next_rgb, flow, next_flow, action, reward, discount, features, next_features)
 
     def sample_annotated(self, batch_size: int) -> AnnotatedBatch | None:
         """Draws annotated frames uniformly, with replacement; None if there are none."""
@@ -323,7 +269,7 @@ class Replay:
     @property
     def names(self) -> dict[int, tuple[str, np.ndarray]]:
         """The names that annotations use: number -> name and text embedding, float32 (d,)."""
-        return {number: (name, self._name_embeddings[number]) for name, number in self._names.items()}
+        return self._names.names()
 
     def named(self) -> tuple[np.ndarray, np.ndarray]:
         """Of each annotation in the store, in no order of meaning: `classes` and `importance` of `AnnotatedBatch`."""
@@ -373,10 +319,10 @@ class Replay:
         for _ in range(self.n_step):
             row = self._row(env, end)
             loses = follows[row] == LIFE_LOST
-            moves = (loses | (follows[row] == CONTINUES)) & (discount > 0)
-            reward += np.where(moves, discount * self._arrays["reward"][row], 0)
-            discount *= np.where(moves, np.where(loses, np.float32(0), np.float32(self.discount)), 1)
-            end += moves
+            continues = (loses | (follows[row] == CONTINUES)) & (discount > 0)
+            reward += np.where(continues, discount * self._arrays["reward"][row], 0)
+            discount *= np.where(continues, np.where(loses, np.float32(0), np.float32(self.discount)), 1)
+            end += continues
         last = follows[self._row(env, end)]
         full = (end - position == self.n_step) | (discount == 0)
         complete = (full | (last == TERMINATED) | (last == TRUNCATED)) & (end > position)
@@ -423,11 +369,7 @@ class Replay:
             "actions": [[action.tolist() for action in actions] for actions in self._actions],
             "newest": self._newest.tolist(),
             "annotated": self._annotated,
-            "names": self._names,
-            "name_embeddings": {
-                number: torch.from_numpy(embedding) for number, embedding in self._name_embeddings.items()
-            },
-            "next_name": self._next_name,
+            **self._names.state_dict(),
             "features": torch.from_numpy(self._features[self._used_rows()]),
             "random": [json.dumps(rng.bit_generator.state) for rng in (self._rng, self._annotation_rng)],
         }
@@ -464,8 +406,7 @@ class Replay:
         self._saved = self._newest.copy(), self._annotated
         dtype = self._arrays["action"].dtype
         self._actions = [[np.array(action, dtype)[()] for action in actions] for actions in state["actions"]]
-        self._names, self._next_name = dict(state["names"]), state["next_name"]
-        self._name_embeddings = {number: tensor.numpy() for number, tensor in state["name_embeddings"].items()}
+        self._names.load_state_dict(state)
         self._features[self._used_rows()] = state["features"].numpy()
         for rng, text in zip((self._rng, self._annotation_rng), state["random"], strict=True):
             rng.bit_generator.state = json.loads(text)
@@ -479,6 +420,6 @@ class Replay:
         return float(np.abs(self._features[row] - observation["state"]).mean())
 
     @property
-    def episode_actions(self) -> list[list[np.ndarray]]:
+    def episode_actions(self) -> list[list[np.ndarray | np.int64]]:
         """Actions taken so far in the running episode of every environment, each float32 (A,) or an int64 number."""
         return self._actions

@@ -15,9 +15,9 @@ import tyro
 
 from semore_bench.collect import open_results
 from semore_bench.estimates import bootstrap, iqm_of_all
-from semore_bench.frames import Results
 from semore_bench.names import PUBLISHED, printable
 from semore_bench.plots import COLOURS
+from semore_bench.scores import Results
 from semore_bench.tables import ALL, Table, check_baseline, make_notes, make_table, seed_census
 from wrappers.errors import UserError
 
@@ -171,7 +171,7 @@ def _curves_over_tasks(results: Results) -> dict[str, dict[str, Any]]:
     fractions = np.array(results.fractions)
     normalised = results.normalised_curves(results.fractions)
     needed = sum(task.bounds is not None for task in results.tasks)
-    curves = {}
+    curves: dict[str, Any] = {}
     for agent in results.agents:
         tasks = list(normalised.get(agent, {}).values())
         reached = [(~np.isnan(task)).any(0) for task in tasks]

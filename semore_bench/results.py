@@ -7,10 +7,10 @@ from typing import Literal
 import tyro
 
 from semore_bench.collect import collect
-from semore_bench.frames import PROVENANCE, Results, load, save
-from semore_bench.plots import plot_curves, plot_efficiency, plot_profiles, results_curves
+from semore_bench.plots import Metric, plot_curves, plot_efficiency, plot_profiles, results_curves
 from semore_bench.plots import save as save_figure
 from semore_bench.report import write_report
+from semore_bench.scores import PROVENANCE, Results, load, save
 from semore_bench.tables import make_table, write_table
 from wrappers.errors import UserError
 
@@ -71,7 +71,7 @@ def write_all(folder: Path, baseline: str | None = None) -> None:
     loaded = load(folder)
     baseline = baseline or loaded.baseline
     write_table(make_table(loaded, baseline=baseline), folder)
-    metric = "success_any" if all(task.success for task in loaded.tasks) else "episode_return"
+    metric: Metric = "success_any" if all(task.success for task in loaded.tasks) else "episode_return"
     figures = {"curves": plot_curves(results_curves(loaded, metric), metric=metric)}
     if loaded.scores().normalised.notna().any():  # or else no task's best return is known
         figures |= {"profiles": plot_profiles(loaded), "efficiency": plot_efficiency(loaded)}

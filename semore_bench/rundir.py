@@ -198,16 +198,20 @@ def refuse_changes(path: Path, before: dict[str, Any], now: dict[str, Any]) -> N
     Raises:
         UserError: they differ, with the differences.
     """
-    changed = [
+    if changed := changes(before, now):
+        raise UserError(
+            f"{path} holds a run with other settings: {changed}. Type the same command to continue it, add --fresh to "
+            "start over, or choose another --run-dir"
+        )
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What is different between two runs' settings, in words; empty if they are equal."""
+    return "; ".join(
         f"{flag(name)} was {before.get(name, 'not there')} and now is {now.get(name, 'not there')}"
         for name in sorted(before | now)
         if before.get(name) != now.get(name)
-    ]
-    if changed:
-        raise UserError(
-            f"{path} holds a run with other settings: {'; '.join(changed)}. Type the same command to continue it, add "
-            "--fresh to start over, or choose another --run-dir"
-        )
+    )
 
 
 class CsvFile:

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,48 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from gymnasium import spaces
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from semore_bench.args import CommonArgs
 from semore_bench.checkpoint import Checkpoints
-from semore_bench.envs import STOPPING, EnvConfig, Step, Workers, episode_seed, is_vlm, random_action
-from semore_bench.evaluation import Episode, evaluate, film
+from semore_bench.envs import EnvConfig
+from semore_bench.evaluation import Episode, Evaluator
+from semore_bench.logs import LOG_EVERY, RunLogs
 from semore_bench.memory import keep_freed_memory
 from semore_bench.names import folder_name
-from semore_bench.provenance import find_device, provenance, track
+from semore_bench.provenance import find_device, run_config, track
 from semore_bench.replay import Replay
-from semore_bench.rundir import (
-    EVAL_COLUMNS,
-    FULL,
-    METRIC_COLUMNS,
-    TRAIN_COLUMNS,
-    CsvFile,
-    Damaged,
-    RunDirectory,
-    refuse_changes,
-    write_status,
-)
-from wrappers.backends.captioners import make_prompt
+from semore_bench.rundir import FULL, Damaged, RunDirectory, refuse_changes
+from semore_bench.signals import Stopped, StopRequest
+from semore_bench.transitions import Step
+from semore_bench.workers import Workers, episode_seed, random_action
 from wrappers.errors import UserError
 
-LOG_EVERY = 100
-"""agent steps between rows of metrics"""
-EVAL_WORKERS = 2
-"""evaluation episodes run at a time: fixed, so that results do not depend on the machine's number of cores"""
-CHECKPOINT_SECONDS = 120
-HEARTBEAT_SECONDS = 5
-SIGNAL_SECONDS = 1
-"""signals this close together are one: `timeout` and others send theirs to the process and to its group"""
-# Settings that say where and how to look at a run, not what it computes.
-_FREE = {"run_dir", "fresh", "track", "capture_video", "cuda", "annotation_cache"}
-
-
-class Stopped(SystemExit):
-    """The run was asked to stop by a signal; everything is saved."""
+CHECKPOINT_SECONDS = 120.0
 
 
 def one_line_errors(main: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -85,10 +61,11 @@ def one_line_errors(main: Callable[[Any], None]) -> Callable[[Any], None]:
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of the training loop.
+    """One iteration of the training loop.
 
-    `observation`: the newest stacks of all environments (see `Replay.latest`). `random`: whether to act at random
-    still. `updates`: the numbers of the updates due in this turn, counted from 0.
+    `agent_step`: agent steps taken so far, in all environments. `observation`: the newest stacks of all environments
+    (see `Replay.latest`). `random`: whether to act uniformly at random still. `updates`: numbers of the calls of
+    `Agent.update` that are due, counted from 0: `--updates-per-step` per agent step, once learning has begun.
     """
 
     agent_step: int
@@ -115,17 +92,13 @@ class Run:
         self.device = find_device(args.device)
         default = Path("runs") / folder_name(args.env_id) / self.agent_name / f"seed-{args.seed}"
         self.directory = Path(args.run_dir) if args.run_dir else default
-        self._stop: int | None = None
-        self._asked = 0.0
-        self._eval_workers: Workers | None = None
+        self._stop = StopRequest()
         self.workers: Workers | None = None
 
         self.agent_step = self.env_step = self.episodes = self.updates = 0
         self._evaluated = 0
-        self._wall = 0.0
         self._running: list[Episode] = []
         self._numbers: list[int] = []  # of the running episodes
-        self._pending: list[dict[str, torch.Tensor]] = []
         self._rng = np.random.default_rng([args.seed, 0])
         self._last: Episode | None = None
 
@@ -136,7 +109,8 @@ class Run:
             self._folder = stack.enter_context(RunDirectory(self.directory))
             self._prepare_folder()
             self.workers = stack.enter_context(Workers(self.args.env_id, self._env_config(), self.args.num_envs))
-            stack.callback(lambda: self._eval_workers is not None and self._eval_workers.close())
+            self._evaluator = Evaluator(self.args, self._env_config())
+            stack.callback(self._evaluator.close)
             if "OMP_NUM_THREADS" not in os.environ:
                 # The workers need cores of their own: threads that wait for one another at every layer cannot share
                 # theirs.
@@ -144,16 +118,9 @@ class Run:
             torch.manual_seed(self.args.seed)
             self._checkpoints = Checkpoints(self.directory / "checkpoint")
             self._checkpointed = 0
-            self._tensorboard: SummaryWriter | None = None
-            self._progress: tqdm | None = None
-            self._began = self._saved = self._beat = time.monotonic()
-            columns = {"train": TRAIN_COLUMNS, "eval": EVAL_COLUMNS, "metrics": METRIC_COLUMNS}
-            self._csv = {
-                name: stack.enter_context(contextlib.closing(CsvFile(self.directory / f"{name}.csv", columns[name])))
-                for name in columns
-            }
-            for number in STOPPING:
-                stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
+            self._saved = time.monotonic()
+            self._logs = RunLogs(self.directory, self.args.total_env_steps, stack)
+            stack.enter_context(self._stop)
             self._resources = stack.pop_all()
         return self
 
@@ -168,44 +135,22 @@ class Run:
 
     def _prepare_folder(self) -> None:
         """Checks that this run may go on in its folder, or makes it a run's."""
-        settings = {name: value for name, value in dataclasses.asdict(self.args).items() if name not in _FREE}
-        settings = json.loads(json.dumps(settings))
         if self.args.fresh and self._folder.config.exists():
             self._folder.put_aside()
         before = self._folder.read_config()
-        if before is not None:
-            was, now = before["args"] | {"agent": before["agent"]}, settings | {"agent": self.agent_name}
-            refuse_changes(self.directory, was, now)
+        if before is None:
+            self._folder.write_config(run_config(self.args, self.agent_name, self.device))
             return
-        self._folder.write_config(
-            {
-                "agent": self.agent_name,
-                "env_id": self.args.env_id,
-                "seed": self.args.seed,
-                "guidance": self.args.guidance_source,
-                "prompt": make_prompt(self.args.task_description) if is_vlm(self.args.annotator) else None,
-                "args": settings,
-                "command": sys.argv,
-                **provenance(self.device),
-            }
-        )
+        was, now = before["args"] | {"agent": before["agent"]}, self.args.settings | {"agent": self.agent_name}
+        refuse_changes(self.directory, was, now)
 
     def _env_config(self) -> EnvConfig:
-        pixels = {"pixel_source": self.args.pixel_source, "pixel_key": self.args.pixel_key}
-        config = dataclasses.replace(self.args.env_config(), **pixels)
+        args = self.args
+        config = dataclasses.replace(args.env_config(), pixel_source=args.pixel_source, pixel_key=args.pixel_key)
         # What was annotated once is not asked for again, least of all when the run goes on after a crash.
-        return dataclasses.replace(config, annotation_cache=config.annotation_cache or self.directory / "annotations")
-
-    def _on_signal(self, number: int, _: Any) -> None:
-        now = time.monotonic()
-        if self._stop is None:
-            self._stop, self._asked = number, now
-        elif now - self._asked > SIGNAL_SECONDS:  # asked again: at once
-            raise KeyboardInterrupt
-
-    def _raise_if_stopping(self) -> None:
-        if self._stop is not None:
-            raise Stopped(128 + self._stop)
+        return dataclasses.replace(
+            config, annotation_cache=config.annotation_cache or str(self.directory / "annotations")
+        )
 
     # ---- the training loop ----
 
@@ -224,12 +169,6 @@ class Run:
     def is_discrete(self) -> bool:
         """Whether actions are numbers, from 0, and not vectors."""
         return isinstance(self.workers.action_space, spaces.Discrete)
-
-    @property
-    def flow_bound(self) -> float:
-        """Pixels per agent step at which flow is cut."""
-        spaces = self.observation_space.spaces
-        return float(spaces["flow"].high.max()) if "flow" in spaces else 1.0
 
     @property
     def guidance_shape(self) -> tuple[int, int]:
@@ -256,7 +195,6 @@ class Run:
             n_step=n_step,
             discount=discount,
             seed=args.seed,
-            flow_bound=self.flow_bound,
             features=features,
             # Last frames of episodes come on top; where they are more, because episodes are short, it saves more often.
             slack=-(-args.checkpoint_every // args.num_envs) * 5 // 4 + 8,
@@ -277,29 +215,19 @@ class Run:
             return
         if args.track:
             self._resources.callback(track(self.directory, self.agent_name, args))
-        self._tensorboard = SummaryWriter(self.directory / "tensorboard", purge_step=self.env_step)
-        self._resources.callback(self._tensorboard.close)
-        self._progress = tqdm(
-            total=args.total_env_steps,
-            initial=self.env_step,
-            unit=" env steps",
-            desc=f"{self.agent_name} seed {args.seed}",
-            mininterval=0.5 if sys.stderr.isatty() else 30,
-            smoothing=0.05,
-        )
-        self._resources.callback(self._progress.close)
+        self._logs.start(f"{self.agent_name} seed {args.seed}", self.env_step, self._resources)
         while True:
             finished = self.env_step >= args.total_env_steps
-            if self._stop is None and (
+            if not self._stop.asked and (
                 self.env_step // args.eval_every > self._evaluated // args.eval_every
                 or (finished and self._evaluated < self.env_step)
             ):
                 self._evaluate(agent)
             if self._checkpoint_due(replay, finished):
                 self.checkpoint(agent, replay)
-            if self._stop is not None:
+            if self._stop.asked:
                 print(f"\nstopped at env step {self.env_step}; the same command continues", file=sys.stderr)
-            self._raise_if_stopping()
+            self._stop.raise_if_asked()
             if finished:
                 return
             learning = self.agent_step >= args.random_steps and len(replay) > replay.n_step
@@ -316,7 +244,7 @@ class Run:
     def _checkpoint_due(self, replay: Replay, finished: bool) -> bool:
         return self.agent_step > 0 and (
             finished
-            or self._stop is not None
+            or self._stop.asked
             or self._evaluated == self.env_step
             or self.agent_step - self._checkpointed >= self.args.checkpoint_every
             or time.monotonic() - self._saved > CHECKPOINT_SECONDS
@@ -342,8 +270,7 @@ class Run:
         for env, step in enumerate(steps):
             if step.next_episode is not None:
                 self._end_episode(env)
-        if self._progress is not None:
-            self._progress.update(min(self.env_step, self.args.total_env_steps) - self._progress.n)
+        self._logs.advance(self.env_step)
         return steps
 
     def _next_seeds(self) -> Iterator[int]:
@@ -354,118 +281,55 @@ class Run:
 
     def _end_episode(self, env: int) -> None:
         episode = self._last = self._running[env]
-        self._csv["train"].write([self.env_step, self.agent_step, self._numbers[env], *_columns(episode)])
-        self._scalar("train/episode_return", episode.episode_return)
+        self._logs.training_episode(*self._moment, self._numbers[env], episode)
         self._running[env] = Episode(seed=-1)
         self._numbers[env] = self.episodes + len(self._running)
         self.episodes += 1
-        if self._progress is not None:
-            self._progress.set_postfix_str(f"last return {episode.episode_return:.0f}")
 
     # ---- logs ----
 
     def log(self, metrics: dict[str, torch.Tensor]) -> None:
         """Takes the metrics of one update, as tensors: they are read, averaged and checked later, all at once."""
         self.updates += 1
-        self._pending.append(metrics)
+        self._logs.add_update(metrics)
+
+    @property
+    def _moment(self) -> tuple[int, int]:
+        return self.env_step, self.agent_step
+
+    @property
+    def _last_return(self) -> float | None:
+        return self._last.episode_return if self._last else None
 
     def _log_metrics(self, replay: Replay) -> None:
-        values, self._pending = self._read_pending(), []
-        seconds = self._wall + time.monotonic() - self._began
-        now = time.monotonic()
-        if hasattr(self, "_logged"):
-            steps, moment = self._logged
-            values["speed/env_steps_per_second"] = (self.env_step - steps) / max(now - moment, 1e-9)
-        self._logged = self.env_step, now
-        values["speed/wall_seconds"] = seconds
-        values["speed/memory_megabytes"] = psutil.Process().memory_info().rss / 1e6
-        for name, value in self.workers.statistics().items():
-            values[f"guidance/{name}"] = value
+        guidance = {f"guidance/{name}": value for name, value in self.workers.statistics().items()}
         if replay.annotation_slots:
-            values["guidance/frames_in_replay"] = replay.annotated_frames
-            values["guidance/annotations_dropped"] = replay.annotations_dropped
-        for name, value in values.items():
-            self._csv["metrics"].write([self.env_step, self.agent_step, name, f"{value:.6g}"])
-            self._scalar(name, value)
-
-    def _read_pending(self) -> dict[str, float]:
-        """Means of the metrics since they were last logged.
-
-        Raises:
-            UserError: one of them is not finite; what was saved before stays.
-        """
-        collected: dict[str, list[torch.Tensor]] = {}
-        for metrics in self._pending:
-            for name, value in metrics.items():
-                collected.setdefault(name, []).append(value)
-        if not collected:
-            return {}
-        means = torch.stack([torch.stack(list(values)).float().mean() for values in collected.values()]).tolist()
-        for name, mean in zip(collected, means, strict=True):
-            if not np.isfinite(mean):
-                raise UserError(
-                    f"{name} became {mean} between agent steps {self.agent_step - LOG_EVERY} and {self.agent_step}; "
-                    f"the last good checkpoint is kept in {self._checkpoints.folder}; try a smaller learning rate"
-                )
-        return dict(zip(collected, means, strict=True))
-
-    def _scalar(self, name: str, value: float) -> None:
-        if self._tensorboard is not None:
-            self._tensorboard.add_scalar(name, value, self.env_step)
+            guidance["guidance/frames_in_replay"] = replay.annotated_frames
+            guidance["guidance/annotations_dropped"] = replay.annotations_dropped
+        self._logs.write_metrics(*self._moment, guidance)
 
     def _heartbeat(self) -> None:
-        if time.monotonic() - self._beat > HEARTBEAT_SECONDS:
-            self._beat = time.monotonic()
-            self._status("running")
+        self._logs.heartbeat(*self._moment, self._last_return)
 
     def _status(self, state: str, error: str | None = None) -> None:
-        status = {
-            "state": state,
-            "error": error,
-            "env_step": self.env_step,
-            "agent_step": self.agent_step,
-            "total_env_steps": self.args.total_env_steps,
-            "last_return": self._last.episode_return if self._last else None,
-            "wall_seconds": round(self._wall + time.monotonic() - self._began, 1),
-            "heartbeat": time.time(),
-            "pid": os.getpid(),
-        }
-        write_status(self.directory / "status.json", status)
+        self._logs.status(state, *self._moment, self._last_return, error)
 
     # ---- evaluation ----
 
     def _evaluate(self, agent: torch.nn.Module) -> None:
-        args = self.args
-        config = dataclasses.replace(self._env_config(), annotator="none")
-        if self._eval_workers is None:
-            self._eval_workers = Workers(args.env_id, config, min(EVAL_WORKERS, args.eval_episodes))
-
-        def policy(observation: dict[str, np.ndarray]) -> np.ndarray:
-            return agent.act(observation, deterministic=True)
-
         def on_step() -> None:
             self._heartbeat()
-            self._raise_if_stopping()
+            self._stop.raise_if_asked()
 
         try:
-            episodes = evaluate(
-                policy, self._eval_workers, args.eval_episodes, args.frame_stack, self.flow_bound, on_step
-            )
-            if args.capture_video:
+            episodes = self._evaluator.run(agent, on_step)
+            if self.args.capture_video:
                 path = self.directory / "videos" / f"env-step-{self.env_step:09d}.mp4"
-                explain = getattr(agent, "explain", None)
-                config = self._env_config()
-                film(policy, args.env_id, config, path, args.frame_stack, self.flow_bound, on_step, explain)
-        except Stopped:  # cut short, and done anew when the run goes on
-            self._eval_workers.close()
-            self._eval_workers = None
+                self._evaluator.film(agent, on_step, path)
+        except Stopped:  # cut short, and repeated when the run goes on
             return
-        for index, episode in enumerate(episodes):
-            self._csv["eval"].write([self.env_step, self.agent_step, self.episodes, index, *_columns(episode)])
-        mean = float(np.mean([episode.episode_return for episode in episodes]))
-        self._scalar("eval/episode_return", mean)
+        self._logs.evaluation(*self._moment, self.episodes, episodes)
         self._evaluated = self.env_step
-        tqdm.write(f"env step {self.env_step}: evaluation return {mean:.1f} ({len(episodes)} episodes)", sys.stderr)
 
     # ---- checkpoints ----
 
@@ -475,7 +339,7 @@ class Run:
         Raises:
             UserError: a loss or a weight is not finite; the last good checkpoint stays.
         """
-        self._read_pending()  # raises: a state that is already lost is never kept
+        self._logs.read_pending(self.agent_step)  # raises: a state that is already lost is never kept
         for name, weight in agent.state_dict().items():
             if torch.is_tensor(weight) and weight.is_floating_point() and not torch.isfinite(weight).all():
                 raise UserError(
@@ -492,8 +356,8 @@ class Run:
             "counters": {name: getattr(self, name) for name in _COUNTERS},
             "running": [dataclasses.asdict(episode) for episode in self._running],
             "numbers": self._numbers,
-            "csv": {name: file.state() for name, file in self._csv.items()},
-            "wall_seconds": self._wall + time.monotonic() - self._began,
+            "csv": {name: file.state() for name, file in self._logs.csv.items()},
+            "wall_seconds": self._logs.wall_seconds,
         }
         self._checkpoints.write(self.agent_step, state)
         self._folder.forget_former()
@@ -503,7 +367,7 @@ class Run:
     def _restore(self, agent: torch.nn.Module, replay: Replay) -> None:
         """Takes up the newest good checkpoint, or begins."""
         state = self._find_state(replay)
-        for name, file in self._csv.items():
+        for name, file in self._logs.csv.items():
             file.restore(state["csv"][name] if state else None)
         if state is None:
             self._begin(replay)
@@ -524,7 +388,7 @@ class Run:
         for name, value in state["counters"].items():
             setattr(self, name, value)
         self._running = [Episode(**episode) for episode in state["running"]]
-        self._numbers, self._wall = state["numbers"], state["wall_seconds"]
+        self._numbers, self._logs.wall_before = state["numbers"], state["wall_seconds"]
         self._checkpointed = self.agent_step
         if self.env_step < self.args.total_env_steps:
             self._return_to_episodes(replay)
@@ -536,7 +400,7 @@ class Run:
         reason = ""
         for state in self._checkpoints.states():
             try:
-                for name, file in self._csv.items():
+                for name, file in self._logs.csv.items():
                     file.check(state["csv"][name])
                 replay.load_state_dict(state["replay"])
             except Damaged as error:
@@ -574,8 +438,3 @@ class Run:
 
 
 _COUNTERS = "agent_step env_step episodes updates _evaluated".split()
-
-
-def _columns(episode: Episode) -> list[Any]:
-    # repr keeps every digit: two runs are equal only if these are
-    return [repr(episode.episode_return), episode.length, episode.success_any, episode.success_last]

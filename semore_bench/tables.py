@@ -12,8 +12,8 @@ import tyro
 
 from semore_bench.collect import open_results
 from semore_bench.estimates import aggregate, bootstrap, probability_of_improvement
-from semore_bench.frames import Results
 from semore_bench.names import PUBLISHED, printable
+from semore_bench.scores import Results
 from wrappers.errors import UserError
 
 ALL = "all tasks"
@@ -202,10 +202,10 @@ def make_notes(results: Results, census: pd.DataFrame) -> Iterator[str]:
     lacking: dict[tuple[str, ...], list[str]] = {}  # tasks -> the agents that have a score on none of these
     for agent, tasks in without.groupby("agent", sort=False).task:
         lacking.setdefault(tuple(tasks), []).append(agent)
-    for tasks, agents in lacking.items():
+    for absent, agents in lacking.items():
         who = "it is" if len(agents) == 1 else "they are"
         yield (
-            f"{', '.join(agents)}: no score on {', '.join(tasks)}; "
+            f"{', '.join(agents)}: no score on {', '.join(absent)}; "
             f"over all tasks {who} compared on the others only: not fair"
         )
     if untried := [task.env_id for task in results.tasks if task.env_id not in tried]:

@@ -199,7 +199,8 @@ class TrueThings(gym.Wrapper):
 
     def __init__(self, env: gym.Env, grid: int = 32):
         super().__init__(env)
-        from wrappers.backends.mujoco import Renderer, find_simulation
+        from wrappers.backends.mujoco import Renderer
+        from wrappers.backends.simulation import find_simulation
 
         self._simulation, self._grid, self._model = find_simulation(env), grid, None
         self._renderer = env.get_wrapper_attr("renderer") if env.has_wrapper_attr("renderer") else None

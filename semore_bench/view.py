@@ -37,23 +37,23 @@ def view(
     clip: str | None = None,
     fps: float = 25,
 ) -> None:
-    """Show what an agent would see in an environment that is moved by smooth random actions.
+    """Record the wrapped observations of an environment under smooth random actions.
 
     Args:
         env_id: An environment id; `semore-bench list envs` shows them.
         output: A video (.mp4), or a strip of a few moments (.png).
         steps: Agent steps to show.
-        seed: Decides the episodes and the actions.
+        seed: Seeds episodes and actions.
         image_size: Height and width of the observation in pixels.
         action_repeat: Simulator steps per agent step.
-        pixel_source: Where pixels come from, see an agent's `--help`.
-        pixel_key: The picture's key, where the observation has several.
+        pixel_source: Source of the pixels, see an agent's `--help`.
+        pixel_key: Key of the image in a Dict observation that has several.
         flow: Optical flow estimator.
-        annotator: Who writes captions and marks what is relevant: none, simulator, embedded,
-            transformers:<model or folder> or openai:<base url>#<model>.
+        annotator: Annotator of frames: none, simulator, embedded, transformers:<model or folder> or
+            openai:<base url>#<model>.
         annotate_every: Agent steps between annotated frames.
-        task_description: The task in a sentence, for a vision-language model's prompt.
-        clip: Who says where things are, see an agent's `--help`.
+        task_description: Description of the task in a sentence, for a vision-language model's prompt.
+        clip: CLIP that locates objects, see an agent's `--help`.
         fps: Frames per second of the video, in agent steps.
     """
     if output.suffix.lower() not in (".mp4", ".png"):

@@ -5,8 +5,8 @@ import threading
 import numpy as np
 
 from wrappers.backends.annotation import AnnotatorUnavailable, HashingTextEncoder, SceneObject
-from wrappers.backends.annotators import VisionLanguageAnnotator
 from wrappers.backends.captioners import Description
+from wrappers.backends.vision_language import VisionLanguageAnnotator
 
 
 class HashingClip:

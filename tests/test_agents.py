@@ -6,12 +6,13 @@ import torch
 from gymnasium import spaces
 
 from agents import drq_sac, semore_sac
-from semore_bench.envs import Step
 from semore_bench.grounder import grounding_loss
 from semore_bench.replay import Replay
 from semore_bench.things import MOTION, STATIC, THINGS
+from semore_bench.transitions import Step
 from wrappers.backends.annotation import Annotation, SceneObject
 from wrappers.errors import UserError
+from wrappers.flow import encode_flow, relative_flow
 
 SIZE, GRID, DIM, ACTIONS = 48, 4, 16, 2
 CPU = torch.device("cpu")
@@ -27,7 +28,7 @@ def make_replay(
     rng = np.random.default_rng(seed)
     space = {"rgb": spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)}
     if flow:
-        space["flow"] = spaces.Box(-8, 8, (SIZE, SIZE, 2), np.float32)
+        space["flow"] = spaces.Box(1, 255, (SIZE, SIZE, 2), np.uint8)
     notes = {"annotate_every": 2, "grid": GRID, "embedding_dim": DIM} if annotate or store else {}
     notes |= {"features": features, "frame_stack": stack}
     replay = Replay(path, spaces.Dict(space), None if actions else ACTIONS, capacity=100, seed=5, **notes)
@@ -39,7 +40,7 @@ def make_replay(
         motion = rng.uniform(-8, 8, (SIZE, SIZE, 2)).astype(np.float32)
         note = random_annotation(rng, number)
         if flow:
-            observation["flow"] = motion
+            observation["flow"] = encode_flow(motion, 8.0)
         return observation, {"annotations": (note,), "annotation_ages": (0,)} if annotate and number % 2 == 0 else {}
 
     number = 0
@@ -126,7 +127,7 @@ def test_gradient_routing_is_the_table_of_the_method(tmp_path, pixels):
 
     before = {name: value.clone() for name, value in agent.named_parameters()}
     agent.zero_grad()
-    agent.step("actor", agent.actor_loss(z.detach())[0])
+    agent.optimize("actor", agent.actor_loss(z.detach())[0])
     assert {name.split(".")[0] for name, value in agent.named_parameters() if not torch.equal(value, before[name])} == {
         "actor"
     }
@@ -177,7 +178,7 @@ def test_stored_numbers_equal_fresh_ones_and_those_of_an_evaluation(tmp_path, mo
 def test_without_interaction_flow_is_pooled_over_the_image(tmp_path):
     agent, replay = make_semore(tmp_path, interaction=False)
     stacks = replay.feature_stacks().reshape(-1, THINGS, STATIC + MOTION)
-    flow = (replay._arrays["flow"][: replay._newest[0] + 1].astype(float) - 128) / 127
+    flow = relative_flow(replay._arrays["flow"][: replay._newest[0] + 1].astype(float))
     assert np.allclose(np.unique(stacks[:, 0, STATIC]), np.unique(4 * flow.mean((1, 2))[:, 0]), atol=1e-3)
 
 

@@ -26,9 +26,10 @@ from wrappers.backends.annotation import (
     Annotator,
     patch_probabilities,
 )
-from wrappers.backends.annotators import BACKGROUND, VisionLanguageAnnotator, annotation_shape, make_annotator
+from wrappers.backends.annotators import annotation_shape, make_annotator
 from wrappers.backends.cache import CachedAnnotator
-from wrappers.backends.queues import AsyncAnnotator, Backoff, Request, SyncAnnotator
+from wrappers.backends.queues import AsyncQueue, Backoff, Request, SyncQueue
+from wrappers.backends.vision_language import BACKGROUND, VisionLanguageAnnotator
 
 
 def random_frames(count: int, seed: int = 0) -> np.ndarray:
@@ -93,8 +94,9 @@ def test_background_classes_are_told_apart_in_annotations(monkeypatch):
 def test_without_a_usable_answer_the_last_objects_are_looked_for():
     annotator = fake_annotator()
     black, light = np.zeros((12, 12, 3), np.uint8), random_frames(1)[0]
-    answered, kept, again = annotator.annotate([black, light, black, light], [1, 2, 3, 4])
-    assert [a.frame_step for a in (answered, kept, again)] == [2, 3, 4], "without any objects, frames are left out"
+    unanswered, answered, kept, again = annotator.annotate([black, light, black, light], [1, 2, 3, 4])
+    assert unanswered is None, "there are no objects yet"
+    assert [a.frame_step for a in (answered, kept, again)] == [2, 3, 4]
     assert answered.objects == kept.objects == again.objects == describe(light).objects
     assert kept.caption == describe(light).objects[0].name
     assert answered.source == again.source == "mean" != kept.source
@@ -141,7 +143,9 @@ def test_other_models_prompts_and_shapes_have_other_entries(tmp_path):
 def test_what_leans_on_earlier_frames_is_not_remembered(tmp_path):
     black, light = np.zeros((12, 12, 3), np.uint8), random_frames(1)[0]
     cached = CachedAnnotator(fake_annotator(), tmp_path)
-    assert [a.frame_step for a in cached.annotate([black, light, black], [1, 2, 3])] == [2]
+    first, second, third = cached.annotate([black, light, black], [1, 2, 3])
+    assert (first, third) == (None, None)
+    assert second.frame_step == 2
     assert [a.frame_step for a in cached.annotate([black], [4])] == [4]
     assert len(list(tmp_path.rglob("*.npz"))) == 1
     with pytest.raises(UserError, match="cannot be cached"):
@@ -319,7 +323,7 @@ def requests(frames, first: int = 0) -> list[Request]:
     return [Request(("env", first + index), frame, 100 + first + index) for index, frame in enumerate(frames)]
 
 
-def collect(annotator: AsyncAnnotator, count: int) -> dict:
+def collect(annotator: AsyncQueue, count: int) -> dict:
     finished = {}
 
     def enough() -> bool:
@@ -331,27 +335,38 @@ def collect(annotator: AsyncAnnotator, count: int) -> dict:
 
 
 def test_answers_are_known_by_their_key():
-    class Shuffled:
-        source, embedding_dim, grid = "shuffled", 16, 2
+    class Sparing:
+        source, embedding_dim, grid = "sparing", 16, 2
 
-        def annotate(self, frames, frame_steps):  # out of order, and without an answer to the second frame
-            kept = [index for index in range(len(frames)) if frame_steps[index] != 1]
-            return fake_annotator().annotate([frames[i] for i in kept], [frame_steps[i] for i in kept])[::-1]
+        def annotate(self, frames, frame_steps):  # without an answer to every second frame
+            annotations = fake_annotator().annotate(frames, frame_steps)
+            return [None if step % 2 else note for note, step in zip(annotations, frame_steps, strict=True)]
 
     frames = random_frames(5)
-    for annotator in (AsyncAnnotator(Shuffled(), max_batch=8), SyncAnnotator(Shuffled())):
+    for annotator in (AsyncQueue(Sparing(), max_batch=8), SyncQueue(Sparing())):
         annotator.request(requests(frames))
         finished = collect(annotator, 3)
-        assert ("env", 0) in finished or ("env", 4) in finished
+        assert set(finished) == {("env", 0), ("env", 2), ("env", 4)}
         for (_, index), annotation in finished.items():
             assert annotation == fake_annotator().annotate([frames[index]], [100 + index])[0]
         annotator.close()
 
 
+def test_an_annotator_that_leaves_frames_out_is_told_so():
+    class Short:
+        source, embedding_dim, grid = "short", 16, 2
+
+        def annotate(self, frames, frame_steps):
+            return fake_annotator().annotate(frames[1:], frame_steps[1:])
+
+    with pytest.raises(UserError, match="'short' returned 1 annotations of 2 frames; expected one per frame"):
+        SyncQueue(Short()).request(requests(random_frames(2)))
+
+
 def test_the_oldest_requests_are_dropped():
     inner = fake_annotator()
     inner.captioner.gate.clear()
-    annotator = AsyncAnnotator(inner, max_pending=4)
+    annotator = AsyncQueue(inner, max_pending=4)
     frames = random_frames(11)
     annotator.request(requests(frames[:1]))
     assert inner.captioner.entered.wait(30)
@@ -372,7 +387,7 @@ def test_the_oldest_requests_are_dropped():
 def test_failures_are_counted_and_tried_again_and_nothing_is_lost(quick, error, caplog):
     inner = fake_annotator()
     inner.captioner.errors = [error] * 4
-    annotator = AsyncAnnotator(inner, max_batch=2)
+    annotator = AsyncQueue(inner, max_batch=2)
     frames = random_frames(9)
     annotator.request(requests(frames))
     finished = collect(annotator, 9)
@@ -387,7 +402,7 @@ def test_failures_are_counted_and_tried_again_and_nothing_is_lost(quick, error, 
 def test_a_dead_annotator_costs_neither_time_nor_memory(quick):
     inner = fake_annotator()
     inner.captioner.gate.clear()
-    annotator = AsyncAnnotator(inner, max_pending=3)
+    annotator = AsyncQueue(inner, max_pending=3)
     for index in range(200):
         annotator.request(requests(random_frames(1), first=index))
         assert annotator.finished() == {}
@@ -400,15 +415,15 @@ def test_a_dead_annotator_costs_neither_time_nor_memory(quick):
 def test_a_program_ends_well_while_annotations_are_under_way():
     program = """
 import numpy as np, torch
-from wrappers.backends.queues import AsyncAnnotator, Request
+from wrappers.backends.queues import AsyncQueue, Request
 
 class Busy:
     def annotate(self, frames, frame_steps):
         for _ in range(200):
             torch.ones(300, 300) @ torch.ones(300, 300)
-        return []
+        return [None] * len(frames)
 
-busy = AsyncAnnotator(Busy(), max_batch=1)
+busy = AsyncQueue(Busy(), max_batch=1)
 busy.request([Request(index, np.zeros((4, 4, 3), np.uint8), 0) for index in range(50)])
 """
     assert subprocess.run([sys.executable, "-c", program], timeout=300).returncode == 0
@@ -417,7 +432,7 @@ busy.request([Request(index, np.zeros((4, 4, 3), np.uint8), 0) for index in rang
 def test_frames_belong_to_the_caller():
     inner = fake_annotator()
     inner.captioner.gate.clear()
-    annotator = AsyncAnnotator(inner)
+    annotator = AsyncQueue(inner)
     [frame] = random_frames(1)
     kept = frame.copy()
     annotator.request([Request(0, frame, 0)])
@@ -431,7 +446,7 @@ def test_synchronously_an_outage_is_left_alone_for_a_while(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(queues.time, "monotonic", lambda: now[0])
     inner = fake_annotator()
-    annotator = SyncAnnotator(inner)
+    annotator = SyncQueue(inner)
     frames = random_frames(2)
     inner.captioner.errors = [unavailable()] * 2
     for _ in range(5):

@@ -16,8 +16,9 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from semore_bench.envs import ACTION_SPACES, EnvConfig, _Maker, make_env
+from semore_bench.envs import EnvConfig, make_env
 from semore_bench.listing import ROOT
+from semore_bench.workers import ACTION_SPACES, _Maker
 from tests import odd_envs
 
 SIZE = 36

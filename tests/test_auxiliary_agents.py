@@ -73,7 +73,7 @@ def test_weight_decay_is_the_decoders_alone_and_reconstruction_improves():
     losses = []
     for _ in range(60):
         loss, metrics = agent.autoencoder_loss(frames)
-        agent.step("autoencoder", loss)
+        agent.optimize("autoencoder", loss)
         losses.append(metrics["reconstruction_loss"].item())
     assert losses[-1] < 0.5 * losses[0]
 
@@ -213,7 +213,7 @@ def test_actor_step_changes_the_actor_alone(tmp_path, module):
     agent, replay = make_agent(module), make_replay(tmp_path, annotate=False)
     _, z, _ = agent.critic_loss(*prepare(agent, replay.sample(8)))
     before = copy.deepcopy(agent.state_dict())
-    agent.step("actor", agent.actor_loss(z.detach())[0])
+    agent.optimize("actor", agent.actor_loss(z.detach())[0])
     changed = {name.split(".")[0] for name, value in agent.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"actor"}
 

@@ -7,15 +7,15 @@ import pytest
 from semore_bench.benchmarks import guidance
 from semore_bench.benchmarks.stepper import Stepper
 from semore_bench.cli import run
-from semore_bench.listing import ROOT
+from semore_bench.listing import AGENTS
 from wrappers.errors import UserError
 
 TOY = "--env-id tests.toy_env:Toy-v0 --image-size 40 --batch-size 4 --random-steps 6 --device cpu".split()
-HERE = {"PYTHONPATH": str(ROOT)}
+HERE = {"PYTHONPATH": str(AGENTS.parent)}
 
 
 def test_an_agent_trains_a_block_at_a_time():
-    with Stepper(ROOT / "agents" / "drq_sac.py", TOY, HERE) as stepper:
+    with Stepper(AGENTS / "drq_sac.py", TOY, HERE) as stepper:
         random = stepper.run(5)
         learning = stepper.run(10)
     assert random.update == random.sample == 0 < random.turn
@@ -30,7 +30,7 @@ def test_an_agent_trains_a_block_at_a_time():
 
 
 def test_turns_without_an_update_are_told_apart():
-    with Stepper(ROOT / "agents" / "drqv2.py", [*TOY, "--update-every", "2"], HERE) as stepper:
+    with Stepper(AGENTS / "drqv2.py", [*TOY, "--update-every", "2"], HERE) as stepper:
         stepper.run(8)
         busy = stepper.run(10).busy
     assert max(busy[0::2]) < min(busy[1::2]) or max(busy[1::2]) < min(busy[0::2])
@@ -38,7 +38,7 @@ def test_turns_without_an_update_are_told_apart():
 
 def test_an_agent_that_ends_is_quoted():
     with (
-        Stepper(ROOT / "agents" / "drq_sac.py", [*TOY, "--frame-stack", "0"], HERE) as stepper,
+        Stepper(AGENTS / "drq_sac.py", [*TOY, "--frame-stack", "0"], HERE) as stepper,
         pytest.raises(UserError, match="--frame-stack must be at least 1"),
     ):
         stepper.run(5)
@@ -81,7 +81,7 @@ def test_training_goes_on_beside_a_slow_captioner(monkeypatch, trained):
     with guidance._slow_server() as url:
         flags += ["--annotator", f"openai:{url}#slow", "--clip", str(trained[0] / "clip"), "--random-steps", "10"]
         flags += ["--grounder-frames", "8", "--grounder-updates", "2", "--grounder-batch", "4"]
-        with Stepper(ROOT / "agents" / "semore_sac.py", flags) as stepper:
+        with Stepper(AGENTS / "semore_sac.py", flags) as stepper:
             for _ in range(60):  # however slow the machine is
                 stepper.run(20)
                 metrics = (next(stepper.folder.rglob("metrics.csv"))).read_text()

@@ -45,6 +45,12 @@ def test_version(capsys):
     assert capsys.readouterr().out.strip() == f"semore-bench {__version__}"
 
 
+@pytest.mark.parametrize("module", ["semore_bench", "semore_bench.cli"])
+def test_the_command_is_a_module_too(module):
+    shown = subprocess.run([sys.executable, "-m", module, "--version"], check=True, capture_output=True, text=True)
+    assert shown.stdout.strip() == f"semore-bench {__version__}"
+
+
 def test_mistyped_command_is_answered_with_the_nearest(capsys):
     assert exit_code("docter") == 2
     captured = capsys.readouterr()

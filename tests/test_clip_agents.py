@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from agents import clip_sac, vlm_reward_sac
-from semore_bench.envs import Step
+from semore_bench.transitions import Step
 from tests.test_agents import ACTIONS, CPU, SIZE, make_replay, receivers
 from tests.tiny_models import save_clip
 from wrappers.backends.clip import ClipGrounding
@@ -161,7 +161,7 @@ def test_projection_and_critics_learn_from_features(tmp_path, folder):
     loss, z, _ = agent.critic_loss(*agent.augment(replay.sample(8)))
     assert receivers(agent, loss) == {"project", "critic"}
     before = {name: value.clone() for name, value in agent.state_dict().items()}
-    agent.step("actor", agent.actor_loss(z.detach())[0])
+    agent.optimize("actor", agent.actor_loss(z.detach())[0])
     assert {n.split(".")[0] for n, v in agent.state_dict().items() if not torch.equal(v, before[n])} == {"actor"}
 
 

@@ -8,9 +8,11 @@ from gymnasium.wrappers import AtariPreprocessing, TransformAction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semore_bench.envs import EnvConfig, Step, Workers, make_env
+from semore_bench.envs import EnvConfig, make_env
 from semore_bench.listing import ROOT
 from semore_bench.replay import Replay
+from semore_bench.transitions import Step
+from semore_bench.workers import Workers
 from tests import odd_envs
 from tests.toy_env import Blinking
 from wrappers import BrightestOfTwoFrames, DiscreteAction, LifeLoss, UserError

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from agents import drq_dqn, drq_sac, semore_dqn, semore_sac
-from semore_bench.envs import Step
+from semore_bench.transitions import Step
 from tests.test_agents import SIZE, agent_features, make_replay
 from tests.test_runs import assert_same, call
 from wrappers.errors import UserError

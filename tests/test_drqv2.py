@@ -109,7 +109,7 @@ def test_gradient_routing(batch):
     assert receivers(agent, loss) == {"encoder", "critic"}
     agent.zero_grad()
     before = {name: value.clone() for name, value in agent.state_dict().items()}
-    agent.step("actor", agent.actor_loss(maps.detach()))
+    agent.optimize("actor", agent.actor_loss(maps.detach()))
     changed = {name.split(".")[0] for name, value in agent.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"actor"}
     assert all(parameter.grad is None for parameter in agent.critic.parameters()), "gradients that nobody uses"

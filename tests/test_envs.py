@@ -13,11 +13,14 @@ import pytest
 from gymnasium.utils.env_checker import check_env, data_equivalence
 
 from semore_bench.args import CommonArgs
-from semore_bench.envs import EnvConfig, Step, Workers, _Maker, episode_seed, make_env
+from semore_bench.envs import EnvConfig, make_env
 from semore_bench.evaluation import FIRST_SEED, Episode, FrameStack, evaluate
+from semore_bench.transitions import Step
+from semore_bench.workers import Workers, _Maker, episode_seed
 from tests import odd_envs
 from wrappers import ActionRepeat, SeededMetaWorld, VectorAction
 from wrappers.errors import UserError
+from wrappers.flow import encode_flow
 
 ROOT = Path(__file__).parents[1]
 SMALL = EnvConfig(image_size=40, action_repeat=2, annotator="simulator", annotate_every=2, text=True)
@@ -297,6 +300,8 @@ def test_workers_give_what_the_environment_in_this_process_gives():
                 caption = info["caption"]
                 assert steps[1].info["caption"] == caption
             assert info["caption"] == caption
+            observation["flow"] = encode_flow(observation["flow"], env.get_wrapper_attr("bound"))
+            assert steps[1].observation["flow"].dtype == np.uint8
             for key in ("rgb", "flow", "relevance"):
                 assert np.array_equal(steps[1].observation[key], observation[key]), key
     env.close()
@@ -353,7 +358,7 @@ def test_evaluation_plays_its_fixed_seeds_whatever_the_number_of_workers():
     outcomes = []
     for count in (1, 3):
         with Workers(TOY, config, num_envs=count) as workers:
-            outcomes.append(evaluate(policy, workers, 5, frame_stack=3, flow_bound=4.0))
+            outcomes.append(evaluate(policy, workers, 5, frame_stack=3))
     assert outcomes[0] == outcomes[1]
     assert [episode.seed for episode in outcomes[0]] == list(range(FIRST_SEED, FIRST_SEED + 5))
     assert len({episode.episode_return for episode in outcomes[0]}) == 5
@@ -371,7 +376,7 @@ def test_states_are_observed_flat_and_nothing_is_rendered(env_id):
         ((shown, _),) = workers.reset([3])
         first = {"state": shown["state"].copy()}  # the worker writes the next one over it
         assert np.array_equal(first["state"], env.reset(seed=3)[0]["state"])
-        stack = FrameStack(1, 2, 1.0)
+        stack = FrameStack(1, 2)
         stack.begin(0, first)
         workers.send(np.zeros((1, *workers.action_space.shape)))
         (step,) = workers.receive()
@@ -388,10 +393,10 @@ def test_pixels_are_no_state():
 
 
 def test_frame_stack_repeats_the_first_frame():
-    stack = FrameStack(1, 3, flow_bound=1.0)
+    stack = FrameStack(1, 3)
 
     def frame(value):
-        return {"rgb": np.full((4, 4, 3), value, np.uint8), "flow": np.full((4, 4, 2), value / 10, np.float32)}
+        return {"rgb": np.full((4, 4, 3), value, np.uint8), "flow": np.full((4, 4, 2), value, np.uint8)}
 
     stack.begin(0, frame(1))
     assert stack.stack()["rgb"][0, :, 0, 0, 0].tolist() == [1, 1, 1]
@@ -408,7 +413,8 @@ def test_evaluation_imports_neither_a_vlm_nor_clip(tmp_path):
 import json, sys
 import numpy as np
 from semore_bench.args import CommonArgs
-from semore_bench.envs import EnvConfig, Workers
+from semore_bench.envs import EnvConfig
+from semore_bench.workers import Workers
 from semore_bench.evaluation import evaluate
 if __name__ == "__main__":
     config = EnvConfig(image_size=40, action_repeat=5)
@@ -446,7 +452,8 @@ def test_models_are_loaded_by_the_worker_alone(tmp_path, annotator):
 import json, sys, time
 import numpy as np
 from semore_bench.args import CommonArgs
-from semore_bench.envs import EnvConfig, Workers
+from semore_bench.envs import EnvConfig
+from semore_bench.workers import Workers
 if __name__ == "__main__":
     settings = dict(clip={clip and str(clip)!r}, annotation_cache={str(cache)!r}, annotation_grid={grid})
     config = EnvConfig(image_size=40, annotator={annotator!r}, **settings)

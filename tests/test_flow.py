@@ -16,8 +16,9 @@ from hypothesis.extra import numpy as npst
 
 from wrappers import ActionRepeat, OpticalFlowObservation, PixelObservation, UserError
 from wrappers.backends.flow import MARGIN, DISFlow, FarnebackFlow, flow_between
-from wrappers.backends.mujoco import Renderer, Simulation
-from wrappers.flow import decode_flow, encode_flow, flow_to_rgb
+from wrappers.backends.mujoco import Renderer
+from wrappers.backends.simulation import Simulation
+from wrappers.flow import decode_flow, encode_flow, flow_to_rgb, relative_flow
 
 # -- Estimators against shifts that are known
 
@@ -429,6 +430,7 @@ def test_bytes_keep_zero_exactly_and_clip_what_is_too_fast(bound):
     assert decode_flow(np.uint8([128]), bound).tolist() == [0.0]
     assert encode_flow(np.array([-2 * bound, -bound, bound, np.inf]), bound).tolist() == [1, 1, 255, 255]
     assert decode_flow(np.uint8([1, 255]), bound) == pytest.approx([-bound, bound])
+    assert relative_flow(np.float32([1, 128, 255])).tolist() == [-1.0, 0.0, 1.0]
 
 
 def test_picture_of_flow():

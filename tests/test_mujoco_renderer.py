@@ -15,7 +15,8 @@ import pytest
 import shimmy  # noqa: F401  (registers dm_control's ids)
 
 from wrappers.backends import opengl
-from wrappers.backends.mujoco import METAWORLD_CAMERA, Renderer, Simulation, default_camera, find_simulation
+from wrappers.backends.mujoco import Renderer
+from wrappers.backends.simulation import METAWORLD_CAMERA, Simulation, default_camera, find_simulation
 from wrappers.errors import UserError
 
 TASKS = ["walker-walk", "cartpole-swingup", "cheetah-run", "reacher-easy", "ball_in_cup-catch", "finger-spin"]

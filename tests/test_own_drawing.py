@@ -12,7 +12,8 @@ from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 from gymnasium.wrappers import AddWhiteNoise
 
 from wrappers import OpticalFlowObservation, PixelObservation, UserError
-from wrappers.backends.mujoco import Renderer, drawn_by_itself, find_simulation
+from wrappers.backends.mujoco import Renderer
+from wrappers.backends.simulation import drawn_by_itself, find_simulation
 
 gym.register_envs(gymnasium_robotics)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")

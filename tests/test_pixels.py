@@ -346,5 +346,7 @@ def test_works_in_a_spawned_worker_with_shared_memory():
 def test_importing_the_wrappers_is_light():
     heavy = "torch", "mujoco", "dm_control", "transformers", "open_clip", "pandas", "matplotlib", "OpenGL"
     script = f"import sys, wrappers; print([name for name in {heavy} if name in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=os.getcwd(), timeout=300)
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=os.getcwd(), timeout=300
+    )
     assert result.stdout == "[]\n", result.stderr

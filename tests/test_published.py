@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from semore_bench.published import read_published
+from semore_bench.tables import table as show_table
 from wrappers.errors import UserError
 
 WALKER, REACH = "dm_control/walker-walk-v0", "Meta-World/reach-v3"
@@ -103,3 +104,12 @@ def test_rows_without_their_tasks_score_are_left_out_and_said(tmp_path):
     assert notes == []
     with pytest.raises(UserError, match="success_any: expected a number from 0 to 1, got"):
         read(tmp_path, "agent,task,seed,env_step,success_any\na,reach,1,9,95\n")
+
+
+def test_published_numbers_are_shown_without_any_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.csv").write_text(f"{HEADER}\nsac,walker-stand,1,20000,300\n")
+    show_table(suite="dmc-lite", published=tmp_path / "p.csv")
+    assert "| sac (as published) | 300.0" in capsys.readouterr().out
+    with pytest.raises(UserError, match="runs does not exist"):
+        show_table(published=tmp_path / "p.csv")

@@ -21,7 +21,7 @@ from tests.test_sweep import (
 )
 from wrappers.errors import UserError
 
-pytest.importorskip("ray", reason='needs Ray: pip install "semore-bench[ray]"')
+pytest.importorskip("ray", reason="needs Ray: pip install ray")
 SLOW = FAKE.replace("total_env_steps = 40", "total_env_steps = 100\ndelay = 0.06")
 
 

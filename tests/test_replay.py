@@ -12,15 +12,15 @@ from gymnasium import spaces
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from semore_bench.envs import Step
 from semore_bench.replay import Replay
 from semore_bench.rundir import Damaged
+from semore_bench.transitions import Step
 from wrappers.backends.annotation import Annotation, SceneObject
 from wrappers.errors import UserError
 
 SIZE, GRID, DIM = 8, 2, 4
 SPACE = spaces.Dict(
-    {"rgb": spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8), "flow": spaces.Box(-8, 8, (SIZE, SIZE, 2), np.float32)}
+    {"rgb": spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8), "flow": spaces.Box(1, 255, (SIZE, SIZE, 2), np.uint8)}
 )
 
 
@@ -28,7 +28,7 @@ def frame(number: int) -> dict[str, np.ndarray]:
     """A frame that tells its number, in rgb (two digits to the base 256) and in flow."""
     rgb = np.zeros((SIZE, SIZE, 3), np.uint8)
     rgb[..., 0], rgb[..., 1] = number % 256, number // 256
-    return {"rgb": rgb, "flow": np.full((SIZE, SIZE, 2), (number % 100 - 50) * 8 / 127, np.float32)}
+    return {"rgb": rgb, "flow": np.full((SIZE, SIZE, 2), 128 + number % 100 - 50, np.uint8)}
 
 
 def number_of(rgb: np.ndarray) -> np.ndarray:
@@ -471,7 +471,7 @@ def test_actions_of_the_running_episode(tmp_path):
 
 def test_bytes_per_transition(tmp_path):
     space = spaces.Dict(
-        {"rgb": spaces.Box(0, 255, (84, 84, 3), np.uint8), "flow": spaces.Box(-8, 8, (84, 84, 2), np.float32)}
+        {"rgb": spaces.Box(0, 255, (84, 84, 3), np.uint8), "flow": spaces.Box(1, 255, (84, 84, 2), np.uint8)}
     )
     plain = spaces.Dict({"rgb": space["rgb"]})
     kwargs = {"capacity": 5000, "slack": 0, "annotate_every": 8, "grid": 16}

@@ -49,7 +49,7 @@ def test_critics_teach_the_encoder_and_the_actor_learns_alone(module, batch):
     loss, z, _ = losses(agent, batch)
     assert receivers(agent, loss) == {"encoder", "project", "critic"}
     before = {name: value.clone() for name, value in agent.state_dict().items()}
-    agent.step("actor", agent.actor_loss(z.detach())[0])
+    agent.optimize("actor", agent.actor_loss(z.detach())[0])
     changed = {name.split(".")[0] for name, value in agent.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"actor"}
 
@@ -141,7 +141,7 @@ def test_all_offsets_are_drawn_and_evaluation_takes_the_middle(module, settings,
     for _ in range(40):
         rgb = agent.augment(batch)[0]
     assert rgb.shape == (8, 9, agent.args.input_size, agent.args.input_size)
-    assert agent.room == 4
+    assert agent.max_offset == 4
     views = 3 if module is curl_sac else 2
     for view in range(views):
         drawn = {tuple(offset) for offsets, _ in seen[view::views] for offset in offsets.tolist()}
@@ -191,17 +191,17 @@ def test_contrastive_loss_equals_a_slow_reference():
         for j in range(6):
             logits.append(sum(float(queries[i, a] * product[a, b] * keys[j, b]) for a in range(5) for b in range(5)))
         total += np.log(np.exp(logits).sum()) - logits[i]
-    assert float(curl_sac.contrast(queries, keys, product)) == pytest.approx(total / 6, rel=1e-5)
+    assert float(curl_sac.info_nce(queries, keys, product)) == pytest.approx(total / 6, rel=1e-5)
 
 
-def test_contrast_teaches_encoder_and_product_and_keys_are_the_slow_copys(batch):
+def test_contrast_teaches_encoder_and_similarity_and_keys_are_the_slow_copys(batch):
     agent = make_agent(curl_sac)
     rgb, key_rgb, *_ = agent.augment(batch)
     loss = agent.contrastive_loss(rgb, key_rgb)
-    assert receivers(agent, loss) == {"encoder", "project", "product"}
+    assert receivers(agent, loss) == {"encoder", "project", "bilinear"}
     with torch.no_grad():
         agent.target_project[0].weight.mul_(-1)
-        want = curl_sac.contrast(agent.encode(rgb), agent.encode(key_rgb, target=True), agent.product)
+        want = curl_sac.info_nce(agent.encode(rgb), agent.encode(key_rgb, target=True), agent.bilinear)
         assert agent.contrastive_loss(rgb, key_rgb) == want != loss
 
 
@@ -212,9 +212,9 @@ def test_crops_of_one_frame_come_to_be_known_by_each_other(batch):
     history = []
     for _ in range(60):
         loss = agent.contrastive_loss(*agent.augment(batch)[:2])
-        agent.step("contrast", loss)
-        agent.move(agent.target_encoder, agent.encoder, 0.05)
-        agent.move(agent.target_project, agent.project, 0.05)
+        agent.optimize("contrast", loss)
+        agent.polyak_update(agent.target_encoder, agent.encoder, 0.05)
+        agent.polyak_update(agent.target_project, agent.project, 0.05)
         history.append(float(loss.detach()))
     assert np.mean(history[-5:]) < 0.5 * np.log(8)
 

@@ -11,8 +11,8 @@ from dm_control import suite
 
 from wrappers import PixelObservation
 from wrappers.backends.annotation import PRINTABLE, Annotation
-from wrappers.backends.mujoco import find_simulation
 from wrappers.backends.scenes import BACKGROUND, DOMAINS, Scene, find_scene
+from wrappers.backends.simulation import find_simulation
 from wrappers.backends.simulator import (
     _LEANS,
     _POINTS,

@@ -161,7 +161,7 @@ def test_flags_as_they_are_typed_are_understood_by_the_agents_own_parser(tmp_pat
     (tmp_path / "own.py").write_text(OWN_AGENT)
     flags = {"strength": 0.5, "layers": [4, 5], "compile": True, "cuda": False, "env_id": "A-v0", "seed": 3}
     agent = suites.load_suite("smoke").agent(str(tmp_path / "own.py"))
-    args = tyro.cli(agent.args, args=suites.words(flags))
+    args = tyro.cli(agent.args, args=suites.command_line(flags))
     assert args == agent.args(**flags | {"layers": (4, 5)})
 
 

@@ -231,7 +231,7 @@ def test_an_agent_that_never_comes_to_life_is_marked_and_can_be_tried_again(tmp_
 
 def test_a_run_that_hangs_is_killed_and_tried_again(tmp_path, monkeypatch):
     monkeypatch.setattr(executors, "HANG_SECONDS", 5)
-    flags = suites.words({"env_id": "x", "run_dir": tmp_path / "run", "total_env_steps": 10, "hang": True})
+    flags = suites.command_line({"env_id": "x", "run_dir": tmp_path / "run", "total_env_steps": 10, "hang": True})
     command = (sys.executable, str(ROOT / "tests/fake_agent.py"), *flags)
     outcome = supervise(Job(command, tmp_path / "run", tmp_path, {"PYTHONPATH": str(ROOT)}))
     assert (outcome.state, outcome.attempts) == ("finished", 2)
@@ -253,7 +253,7 @@ def test_a_run_that_was_started_by_hand_is_waited_for_and_its_failure_believed(t
     for seed, run in enumerate(runs, 1):
         flags = {"env_id": "A/one-v0", "seed": seed, "run_dir": run, "total_env_steps": 100, "delay": 0.1}
         flags |= {"crashes": 1, "crash_seed": 2}
-        command = [sys.executable, str(ROOT / "tests/fake_agent.py"), *suites.words(flags)]
+        command = [sys.executable, str(ROOT / "tests/fake_agent.py"), *suites.command_line(flags)]
         by_hand.append(subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL))
     wait_for(lambda: all(map(count, runs)), tmp_path)
     process = start(tmp_path, suite, "--agents", "counter", "--seeds", "2", "--workers", "1")

@@ -13,9 +13,9 @@ from scipy.stats import trim_mean
 from semore_bench import estimates
 from semore_bench.collect import collect, open_results
 from semore_bench.estimates import aggregate, bootstrap, iqm, probability_of_improvement
-from semore_bench.frames import load, save
 from semore_bench.names import PUBLISHED
 from semore_bench.results import results
+from semore_bench.scores import load, save
 from semore_bench.tables import ALL, latex, make_table, markdown, seed_census, table, write_table
 from tests.synthetic_runs import REACH, REACHER, WALKER, write_run, write_suite, write_sweep
 from wrappers.errors import UserError

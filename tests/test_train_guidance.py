@@ -31,12 +31,13 @@ from semore_bench.guidance.training import (
 )
 from tests.tiny_guidance import DENSE, TINY, toy_frames
 from wrappers.backends.annotation import SceneObject
-from wrappers.backends.annotators import VisionLanguageAnnotator, annotation_shape
+from wrappers.backends.annotators import annotation_shape
 from wrappers.backends.captioners import TransformersCaptioner, parse_answer
 from wrappers.backends.clip import ClipGrounding, _dense_transformer
 from wrappers.backends.dense import FILE, GRID, DenseHead
 from wrappers.backends.embedded import UNFAMILIAR, EmbeddedAnnotator
 from wrappers.backends.scenes import BACKGROUND
+from wrappers.backends.vision_language import VisionLanguageAnnotator
 from wrappers.errors import UserError
 
 torch.set_num_threads(1)

@@ -13,8 +13,8 @@ from tests.test_annotators import wait_until
 from tests.tiny_models import save_vlm
 from tests.vlm_server import free_port, start_server
 from wrappers import CaptionObservation, PixelObservation
-from wrappers.backends.annotators import VisionLanguageAnnotator
 from wrappers.backends.captioners import make_captioner
+from wrappers.backends.vision_language import VisionLanguageAnnotator
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,14 @@ from wrappers.backends.annotation import (
     Annotation,
     Annotator,
 )
-from wrappers.backends.queues import AsyncAnnotator, PipelinedAnnotator, Request, SyncAnnotator
+from wrappers.backends.queues import AsyncQueue, PipelinedQueue, Request, SyncQueue
+from wrappers.backends.specs import is_vlm
 from wrappers.errors import UserError
 
 Mode = Literal["sync", "pipelined", "async"]
 
 
-REQUESTS = {"sync": SyncAnnotator, "pipelined": PipelinedAnnotator, "async": AsyncAnnotator}
+REQUESTS = {"sync": SyncQueue, "pipelined": PipelinedQueue, "async": AsyncQueue}
 
 
 class CaptionObservation(gym.Wrapper, RecordConstructorArgs):
@@ -50,8 +51,8 @@ class CaptionObservation(gym.Wrapper, RecordConstructorArgs):
         text: puts the caption into the observation.
         mode: "sync": `reset` and `step` return when the annotation is done, so that results are deterministic.
             "pipelined": eight frames at a time are annotated while the environment goes on, and handed over with the
-            next eight, or when the episode is over; deterministic too, and hardly ever waited for.
-            "async": they never wait, and annotations come when they are done. By default "async" for the names
+            next eight, or when the episode is over; deterministic too, and it hardly ever blocks.
+            "async": it never blocks, and annotations come when they are done. By default "async" for the names
             "transformers:..." and "openai:...", "sync" for everything else.
         frame_size: the annotator gets a picture of its own, drawn with this height and width in pixels, where a
             `PixelObservation` draws a MuJoCo simulation; elsewhere, and by default, it gets `rgb`.
@@ -109,7 +110,7 @@ class CaptionObservation(gym.Wrapper, RecordConstructorArgs):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Resets the environment and annotates the first frame, or asks for that."""
         observation, info = self.env.reset(seed=seed, options=options)
-        if isinstance(self._requests, PipelinedAnnotator):
+        if isinstance(self._requests, PipelinedQueue):
             self._requests.flush()  # an episode leaves nothing behind that the next one's seed does not determine
         return self._add_annotation(observation, info, is_first=True)
 
@@ -248,7 +249,7 @@ def _unchanged(value: Any, *_: Any, **__: Any) -> Any:
 
 def default_mode(annotator: str | Annotator) -> Mode:
     """ "async" for names of models that are slow or far away."""
-    return "async" if isinstance(annotator, str) and annotator.startswith(("transformers:", "openai:")) else "sync"
+    return "async" if is_vlm(annotator) else "sync"
 
 
 def find_annotator(annotator: str | Annotator) -> Annotator:
@@ -270,6 +271,7 @@ def _own_renderer(env: gym.Env, size: int | None) -> Any:
     renderer = env.get_wrapper_attr("renderer") if env.has_wrapper_attr("renderer") else None
     if size is None or renderer is None:
         return None
-    from wrappers.backends.mujoco import Renderer, find_simulation
+    from wrappers.backends.mujoco import Renderer
+    from wrappers.backends.simulation import find_simulation
 
     return Renderer(find_simulation(env), size, size, renderer.camera, renderer.quality)

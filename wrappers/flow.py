@@ -79,14 +79,22 @@ def flow_space(space: spaces.Dict, bounds: np.ndarray) -> spaces.Box:
     return spaces.Box(-highest, highest, dtype=np.float32)
 
 
+_ZERO, _FULL = 128.0, 127.0  # how flow is stored in bytes: what stands for 0, and how much more for the bound
+
+
 def encode_flow(flow: np.ndarray, bound: float) -> np.ndarray:
     """Flow of any shape to uint8: 128 is 0, linear to 1 and 255 at ±`bound` (beyond, it is clipped)."""
-    return (np.rint(np.clip(flow / bound, -1.0, 1.0) * 127.0) + 128.0).astype(np.uint8)
+    return (np.rint(np.clip(flow / bound, -1.0, 1.0) * _FULL) + _ZERO).astype(np.uint8)
 
 
 def decode_flow(quantised: np.ndarray, bound: float) -> np.ndarray:
     """The float32 flow that `encode_flow` stored, exact to half a step (`bound` / 254) and exactly 0 where it was 0."""
-    return (quantised.astype(np.float32) - 128.0) * np.float32(bound / 127.0)
+    return (quantised.astype(np.float32) - _ZERO) * np.float32(bound / _FULL)
+
+
+def relative_flow(stored: Any) -> Any:
+    """Stored flow as a share of its bound, in [-1, 1]; `stored`: floats, an array or a tensor of any shape."""
+    return (stored - _ZERO) / _FULL
 
 
 def flow_to_rgb(flow: np.ndarray, bound: float) -> np.ndarray:

@@ -159,12 +159,13 @@ def _channel_axis(shape: tuple[int, ...]) -> int | None | str:
 
 
 def _sides(shape: tuple[int, ...]) -> tuple[int, int]:
-    return shape[1:] if _channel_axis(shape) == 0 else shape[:2]
+    height, width = shape[1:] if _channel_axis(shape) == 0 else shape[:2]
+    return height, width
 
 
 def _has_colour(shape: tuple[int, ...]) -> bool:
     axis = _channel_axis(shape)
-    return axis is not None and shape[axis] >= 3
+    return isinstance(axis, int) and shape[axis] >= 3
 
 
 def _join(path: Path) -> str:

@@ -18,7 +18,8 @@ from wrappers.errors import UserError
 from wrappers.pictures import Picture, find_picture, to_rgb
 
 if TYPE_CHECKING:  # MuJoCo is loaded for MuJoCo environments alone
-    from wrappers.backends.mujoco import Camera, Quality, Renderer
+    from wrappers.backends.mujoco import Quality, Renderer
+    from wrappers.backends.simulation import Camera
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class PixelObservation(gym.Wrapper, RecordConstructorArgs):
             )
         self._height, self._width = _height_and_width(size)
         self.observation_space = spaces.Dict({"rgb": spaces.Box(0, 255, (self._height, self._width, 3), np.uint8)})
-        self.camera = None
+        self.camera: Camera = None
         self.renderer: Renderer | None = None
         self._observed: Picture | None = None
         near = ""
@@ -93,7 +94,8 @@ class PixelObservation(gym.Wrapper, RecordConstructorArgs):
     def _use_simulation(self, camera: Camera, quality: Quality) -> None:
         if "mujoco" not in sys.modules:
             return
-        from wrappers.backends.mujoco import Renderer, default_camera, drawn_by_itself, find_simulation
+        from wrappers.backends.mujoco import Renderer
+        from wrappers.backends.simulation import default_camera, drawn_by_itself, find_simulation
 
         simulation = find_simulation(self.env)
         if simulation is None:

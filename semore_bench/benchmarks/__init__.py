@@ -1,4 +1,4 @@
-"""`semore-bench benchmark`: what this machine does in which time, always in comparison, in one go."""
+"""`semore-bench benchmark`: speed and memory on this machine, always relative to a reference in the same session."""
 
 from typing import Annotated
 
@@ -17,5 +17,5 @@ def benchmark(
         tyro.conf.arg(name=""),
     ],
 ) -> None:
-    """Measure speed and memory: things to compare take turns, and each turn's quotient counts."""
+    """Measure speed and memory: compared settings alternate in blocks, and ratios of neighbours count."""
     what.run()

@@ -17,10 +17,11 @@ from rich.table import Table
 
 from semore_bench.benchmarks.guidance import quotient
 from semore_bench.benchmarks.stepper import Stepper
-from semore_bench.envs import EnvConfig, Workers, random_action
-from semore_bench.listing import ROOT, agents
+from semore_bench.envs import EnvConfig
+from semore_bench.listing import AGENTS, agents
 from semore_bench.memory import hand_back_freed_memory, keep_freed_memory
 from semore_bench.suites import load_agent
+from semore_bench.workers import Workers, random_action
 from wrappers.errors import UserError
 
 OFFICIAL = "drqv2-official"
@@ -36,21 +37,21 @@ class Agents:
     """agents to measure, with flags if you like: "semore_sac --pixels" (default: all that take actions of the twin's
     kind, and that one)"""
     env_id: str = "dm_control/cartpole-swingup-v0"
-    """where they learn"""
+    """environment to train in"""
     preset: str = "lite"
-    """as of the agents: reference or lite"""
+    """preset of the agents: reference or lite"""
     batch_size: int | None = None
     """transitions per update (default: the preset's)"""
     action_repeat: int = 4
     """simulator steps per agent step"""
     blocks: int = 5
-    """how often each agent gets its turn"""
+    """blocks per agent, in alternation"""
     block_steps: int = 20
-    """agent steps, with an update each, in a turn"""
-    twin: str = "drq_sac"
-    """the agent that the others' updates are compared with"""
+    """agent steps per block, with an update each"""
+    baseline: str = "drq_sac"
+    """agent that the others' update times are relative to"""
     bfloat16: bool = False
-    """our convolutions in bfloat16"""
+    """mixed precision: convolutions in bfloat16"""
     against: tuple[str, Path] | None = None
     """`drqv2-official PATH`: measure instead our DrQ-v2 update against the official one, from a checkout of its code"""
 
@@ -68,9 +69,9 @@ class Agents:
 
     def _all_agents(self) -> Table:
         known = agents()
-        usual = [name for name in known if _actions(name) == _actions(self.twin)]
+        usual = [name for name in known if _actions(name) == _actions(self.baseline)]
         usual += ["semore_sac --pixels"] if "semore_sac" in usual else []
-        names = list(dict.fromkeys([self.twin, *(self.names or usual)]))
+        names = list(dict.fromkeys([self.baseline, *(self.names or usual)]))
         for name in names:
             if name.split(" ")[0] not in known:
                 raise UserError(f"there is no agent {name!r}; expected some of {', '.join(known)}")
@@ -84,7 +85,7 @@ class Agents:
             steppers = {}
             for name in names:
                 agent, *own = name.split()
-                steppers[name] = stack.enter_context(Stepper(ROOT / "agents" / f"{agent}.py", [*flags, *own]))
+                steppers[name] = stack.enter_context(Stepper(AGENTS / f"{agent}.py", [*flags, *own]))
             for stepper in steppers.values():
                 stepper.run(random_steps + self.block_steps)  # random steps, and what is slow the first time
             blocks: dict[str, list[Any]] = {name: [] for name in names}
@@ -95,7 +96,7 @@ class Agents:
             title=f"milliseconds per agent step, preset {self.preset}, {self.env_id}: medians of {self.blocks} blocks",
             caption=f"An environment's step alone takes {environment[None]:.1f} ms, with flow {environment['dis']:.1f} "
             "ms; it runs beside the update. step: all, over the longer of environment and act + update in each step. "
-            f"update/twin: against {self.twin}.",
+            f"update/baseline: against {self.baseline}.",
         )
         columns = (
             "agent",
@@ -105,7 +106,7 @@ class Agents:
             "wait",
             "all",
             "step",
-            "update/twin",
+            "update/baseline",
             "MB",
             "GPU MB",
             "bytes/transition",
@@ -116,7 +117,7 @@ class Agents:
             numbers = [key for key, value in vars(blocks[name][0]).items() if isinstance(value, float)]
             middle = {key: statistics.median(getattr(b, key) for b in blocks[name]) for key in numbers}
             against = statistics.median(
-                a.update / b.update for a, b in zip(blocks[name], blocks[self.twin], strict=True)
+                a.update / b.update for a, b in zip(blocks[name], blocks[self.baseline], strict=True)
             )
             alone = environment["dis" if blocks[name][0].flow else None]
             step = statistics.median(
@@ -137,7 +138,7 @@ class Agents:
         rng, found = np.random.default_rng(0), {}
         for flow in (None, "dis"):
             config = EnvConfig(
-                image_size=size, action_repeat=self.action_repeat, flow=flow, actions=_actions(self.twin)
+                image_size=size, action_repeat=self.action_repeat, flow=flow, actions=_actions(self.baseline)
             )
             with Workers(self.env_id, config) as workers:
                 workers.reset([0])
@@ -158,7 +159,7 @@ class Agents:
         from semore_bench.replay import Batch
 
         batch_size, actions = self.batch_size or 256, 6
-        module = types.SimpleNamespace(**runpy.run_path(str(ROOT / "agents" / "drqv2.py")))
+        module = types.SimpleNamespace(**runpy.run_path(str(AGENTS / "drqv2.py")))
         args = module.Args(
             env_id=self.env_id, preset="reference", batch_size=batch_size, update_every=1, bfloat16=self.bfloat16
         )
@@ -214,11 +215,11 @@ class Agents:
         return table
 
 
-def _actions(name: str) -> str:
+def _actions(name: str) -> Any:
     """What an agent gives: continuous or discrete actions; "" if there is no such agent."""
     if name not in agents():
         return ""
-    return load_agent(name, ROOT / "agents" / f"{name}.py").args().env_config().actions
+    return load_agent(name, AGENTS / f"{name}.py").args().env_config().actions
 
 
 def _official_agent(folder: Path, args: Any, actions: int, device: Any) -> Any:
@@ -227,7 +228,8 @@ def _official_agent(folder: Path, args: Any, actions: int, device: Any) -> Any:
         raise UserError(f"no drqv2.py in {folder}: give the folder of a checkout of facebookresearch/drqv2")
     for name, attributes in (("hydra", {}), ("omegaconf", {"OmegaConf": None})):
         if importlib.util.find_spec(name) is None:
-            sys.modules.setdefault(name, types.SimpleNamespace(**attributes))
+            module = sys.modules.setdefault(name, types.ModuleType(name))
+            vars(module).update(attributes)
     sys.path.insert(0, str(folder))
     try:
         official = importlib.import_module("drqv2")

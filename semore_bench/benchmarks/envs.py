@@ -14,7 +14,8 @@ from gymnasium.vector import AsyncVectorEnv
 from rich.console import Console
 from rich.table import Table
 
-from semore_bench.envs import EnvConfig, vector_env
+from semore_bench.envs import EnvConfig
+from semore_bench.workers import vector_env
 from wrappers.errors import UserError
 
 FAMILIES = {
@@ -39,19 +40,19 @@ class Envs:
     env_ids: tuple[str, ...] = ()
     """environments; by default one of each family that is installed"""
     image_size: int = 84
-    """pixels"""
+    """height and width of the frames in pixels"""
     action_repeat: int = 1
     """simulator steps per frame"""
     annotate_every: int = 8
-    """frames between two annotated ones"""
+    """agent steps between annotated frames"""
     annotator: Literal["embedded", "simulator", "none"] = "embedded"
-    """whose captions; none leaves them out"""
+    """annotator; none: without captions"""
     num_envs: tuple[int, ...] = (1, 4)
-    """how many environments step at once; their frames are counted together"""
+    """numbers of environments stepped in parallel; frames per second are their total"""
     blocks: int = 5
-    """how often each setting gets its turn"""
+    """blocks per setting, in alternation"""
     seconds: float = 0.5
-    """length of a turn"""
+    """seconds per block"""
 
     def run(self) -> None:
         """Measures, and prints a table, an environment after the other."""
@@ -81,8 +82,9 @@ class Envs:
         rgb = EnvConfig(image_size=self.image_size, action_repeat=self.action_repeat, flow=None)
         settings = {"RGB": rgb, "and flow": replace(rgb, flow="dis")}
         if self.annotator != "none":
-            more = {"annotator": self.annotator, "annotate_every": self.annotate_every}
-            settings["and captions"] = replace(settings["and flow"], **more)
+            settings["and captions"] = replace(
+                settings["and flow"], annotator=self.annotator, annotate_every=self.annotate_every
+            )
         return settings
 
     def _measure(self, env_id: str, count: int, settings: dict[str, EnvConfig]) -> dict[str, list[float]]:

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from semore_bench.benchmarks.stepper import Stepper
-from semore_bench.envs import EnvConfig, Workers
-from semore_bench.listing import ROOT
+from semore_bench.envs import EnvConfig
+from semore_bench.listing import AGENTS
+from semore_bench.workers import Workers
 from wrappers.errors import UserError
 
 SLOW_SECONDS = 2.0
@@ -33,21 +34,21 @@ class Guidance:
     )
     """environments of the first table"""
     image_size: int = 84
-    """pixels"""
+    """height and width of the frames in pixels"""
     action_repeat: int = 4
     """simulator steps per agent step"""
     annotate_every: int = 8
-    """agent steps between two annotated frames"""
+    """agent steps between annotated frames"""
     blocks: int = 15
-    """how often each setting gets its turn"""
+    """blocks per setting, in alternation"""
     block_steps: int = 100
-    """agent steps in a turn"""
+    """agent steps per block"""
     training_blocks: int = 10
-    """how often training gets its turn, with and without captions; 0 leaves the second table out"""
+    """blocks of training, with and without captions; 0 leaves the second table out"""
     training_steps: int = 50
-    """agent steps, with an update each, in such a turn"""
+    """agent steps per such block, with an update each"""
     annotator: Literal["embedded", "simulator"] = "embedded"
-    """whose captions the first table is about"""
+    """annotator of the first table"""
 
     def run(self) -> None:
         """Measures, and prints two tables."""
@@ -99,7 +100,7 @@ class Guidance:
         return speeds
 
     def _training(self) -> Table:
-        agent = ROOT / "agents" / "semore_sac.py"
+        agent = AGENTS / "semore_sac.py"
         common = ["--env-id", self.env_ids[0], "--preset", "lite", "--random-steps", "50"]
         common += ["--annotate-every", str(self.annotate_every)]
         milliseconds: dict[str, list[float]] = {"none": [], "slow": []}

@@ -48,7 +48,7 @@ def train_guidance(
         leave_out: A domain that is measured but not trained on.
         domains: What to train on and to measure.
         workers: Processes that render.
-        keep_clip: Keep the CLIP and the captioner in the output folder, and make the dense head anew alone.
+        keep_clip: Keep the CLIP and the captioner in the output folder, and retrain the dense head alone.
     """
     for name in {leave_out, *domains} - set(DOMAINS):
         raise UserError(f"unknown domain {name!r}: expected one of {', '.join(DOMAINS)}")

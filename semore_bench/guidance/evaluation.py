@@ -51,7 +51,7 @@ def calibrate(folder: Path, parts: Sequence[Frames]) -> float:
     return float(np.quantile(np.concatenate(similarities), 0.01))
 
 
-def measure(folder: Path, domains: dict[str, Sequence[Frames]], threshold: float) -> dict[str, Measured]:
+def measure(folder: Path, domains: Mapping[str, Sequence[Frames]], threshold: float) -> dict[str, Measured]:
     """Measures the models in a folder, domain by domain."""
     annotator = EmbeddedAnnotator(folder=folder)
     return {domain: _measure(annotator, parts, threshold) for domain, parts in domains.items()}
@@ -73,11 +73,14 @@ def annotate(annotator: EmbeddedAnnotator, images: np.ndarray) -> Answers:
     answers = Answers([""] * n, np.zeros((n, grid, grid), np.float32), [{} for _ in range(n)], np.empty(n))
     for start in range(0, len(images), BATCH):
         batch = range(start, min(start + BATCH, len(images)))
-        for annotation in annotator.annotate(list(images[batch.start : batch.stop]), batch):
-            answers.captions[annotation.frame_step] = annotation.caption
-            answers.relevance[annotation.frame_step] = annotation.relevance
+        for index, annotation in zip(
+            batch, annotator.annotate(list(images[batch.start : batch.stop]), batch), strict=True
+        ):
+            if annotation is None:
+                continue
+            answers.captions[index], answers.relevance[index] = annotation.caption, annotation.relevance
             maps = zip(annotation.class_names, annotation.patch_probabilities, strict=True)
-            answers.maps[annotation.frame_step] = dict(maps)
+            answers.maps[index] = dict(maps)
         answers.similarity[batch.start : batch.stop] = annotator.similarities(
             answers.captions[batch.start : batch.stop]
         )

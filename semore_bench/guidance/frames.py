@@ -21,8 +21,9 @@ from semore_bench.envs import EnvConfig, make_env
 from semore_bench.tether import follow
 from wrappers.backends.annotation import SceneObject, clean_text
 from wrappers.backends.embedded import UNFAMILIAR
-from wrappers.backends.mujoco import Renderer, find_simulation
+from wrappers.backends.mujoco import Renderer
 from wrappers.backends.scenes import BACKGROUND, find_scene
+from wrappers.backends.simulation import find_simulation
 from wrappers.backends.simulator import View
 from wrappers.errors import UserError
 

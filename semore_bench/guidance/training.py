@@ -57,7 +57,7 @@ class Corpus:
         self.class_names = list(dict.fromkeys(name for part in parts for name in part.class_names))
         number = {caption: index for index, caption in enumerate(self.captions)}
         self.caption_of = np.array([number[caption] for part in parts for caption in part.captions])
-        kinds = {(part.domain, part.class_names): [] for part in parts}
+        kinds: dict[tuple, list[np.ndarray]] = {(part.domain, part.class_names): [] for part in parts}
         start = 0
         for part in parts:
             kinds[part.domain, part.class_names].append(np.arange(start, start + len(part.images)))

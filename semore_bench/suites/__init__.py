@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 
 from semore_bench import listing
 from semore_bench.args import CommonArgs, flag
+from semore_bench.families import Task
 from semore_bench.names import did_you_mean
 from semore_bench.reading import Absent, Finite, Positive, Unreadable, check_fields, described, fits, read_toml, spelt
 from wrappers.errors import UserError
@@ -32,16 +33,17 @@ class Agent:
 
 
 @dataclass(frozen=True)
-class Task:
-    """An environment with the flags that all agents share there, and those of single agents.
+class SuiteTask:
+    """A task with the flags that all agents share there, and those of single agents."""
 
-    `bounds`: the scores that count as 0 and 1 in tables, None where the file does not say.
-    """
-
-    env_id: str
+    scored: Task
     flags: Mapping[str, Any]
     agents: Mapping[str, Mapping[str, Any]]
-    bounds: tuple[float, float] | None = None
+
+    @property
+    def env_id(self) -> str:
+        """The environment's id."""
+        return self.scored.env_id
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Suite:
     name: str
     settings: Mapping[str, Any]
     agents: Mapping[str, Mapping[str, Any]]
-    tasks: tuple[Task, ...]
+    tasks: tuple[SuiteTask, ...]
 
     def agent(self, name: str) -> Agent:
         """The agent of that name in this suite or in `agents/`, or in a file of the user's.
@@ -74,9 +76,9 @@ class Suite:
         if target not in known:
             names = sorted({*known, *self.agents} - {target})
             raise UserError(f"there is no agent {target!r}{did_you_mean(target, names, 'A file of yours ends in .py')}")
-        return load_agent(name, listing.ROOT / "agents" / f"{target}.py")
+        return load_agent(name, listing.AGENTS / f"{target}.py")
 
-    def flags(self, agent: Agent, task: Task) -> dict[str, Any]:
+    def flags(self, agent: Agent, task: SuiteTask) -> dict[str, Any]:
         """What `agent` is given on `task`, by field of its `Args`; without seed and run directory.
 
         Raises:
@@ -146,13 +148,13 @@ def _read_suite(file: Path) -> Suite:
     tasks = [_read_task(table, number) for number, table in enumerate(content["tasks"], 1)]
     if not tasks:
         raise Unreadable("tasks is empty; expected at least one [[tasks]] with env_id and total_env_steps")
-    twice = [task.env_id for task in tasks]
-    if twice := {env_id for env_id in twice if twice.count(env_id) > 1}:
+    ids = [task.env_id for task in tasks]
+    if twice := {env_id for env_id in ids if ids.count(env_id) > 1}:
         raise Unreadable(f"[[tasks]]: {min(twice)} is there more than once")
     return Suite(file, content["name"], content["settings"] or {}, agents, tuple(tasks))
 
 
-def _read_task(table: dict[str, Any], number: int) -> Task:
+def _read_task(table: dict[str, Any], number: int) -> SuiteTask:
     env_id = check_fields(table, {"env_id": str}, f"[[tasks]] number {number}")["env_id"]
     if not env_id.isprintable() or not 0 < len(env_id) <= 200:
         raise Unreadable(f"[[tasks]] number {number}: env_id must have 1 to 200 characters, got {spelt(env_id)}")
@@ -162,7 +164,7 @@ def _read_task(table: dict[str, Any], number: int) -> Task:
     check_fields(agents, dict.fromkeys(agents, dict), f"{where}: agents")
     bounds = None if checked["bounds"] is None else check_bounds(checked["bounds"], where)
     flags = {key: value for key, value in table.items() if key not in TASK or key == "total_env_steps"}
-    return Task(env_id, flags, agents, bounds)
+    return SuiteTask(Task(env_id, checked["total_env_steps"], bounds), flags, agents)
 
 
 def check_bounds(bounds: Sequence[float], where: str) -> tuple[float, float]:
@@ -190,15 +192,15 @@ def check(suite: Suite, chosen: Iterable[str] = ()) -> list[Agent]:
     return agents
 
 
-def words(flags: Mapping[str, Any]) -> list[str]:
+def command_line(flags: Mapping[str, Any]) -> list[str]:
     """Flags as they are typed: `{"n_step": 3, "motion": False}` -> `["--n-step", "3", "--no-motion"]`."""
-    typed: list[str] = []
+    words: list[str] = []
     for name, value in flags.items():
         if isinstance(value, bool):
-            typed.append(flag(name if value else f"no_{name}"))
+            words.append(flag(name if value else f"no_{name}"))
         else:
-            typed += [flag(name), *(map(str, value) if isinstance(value, list) else [str(value)])]
-    return typed
+            words += [flag(name), *(map(str, value) if isinstance(value, list) else [str(value)])]
+    return words
 
 
 def shown(file: Path) -> Path:

@@ -11,10 +11,10 @@ from tests.fakes import HashingClip
 from tests.hostile_server import ENDLESS, FAILURES, FLOOD, UNUSABLE, USABLE, WITHOUT_SCHEMA, HostileServer, error
 from wrappers.backends import queues
 from wrappers.backends.annotation import Annotation
-from wrappers.backends.annotators import VisionLanguageAnnotator
 from wrappers.backends.cache import CachedAnnotator
-from wrappers.backends.queues import AsyncAnnotator, Backoff, Request
+from wrappers.backends.queues import AsyncQueue, Backoff, Request
 from wrappers.backends.servers import OpenAICaptioner
+from wrappers.backends.vision_language import VisionLanguageAnnotator
 
 ALL = {**USABLE, **UNUSABLE, **FAILURES, **ENDLESS, "a body without end": FLOOD}
 CAPTION = "a cart with a pole"
@@ -34,7 +34,7 @@ class Training:
     def __init__(self, server: HostileServer, directory, timeout: float = 1.0):
         captioner = OpenAICaptioner(server.url, "m", timeout=timeout)
         annotator = CachedAnnotator(VisionLanguageAnnotator(captioner, HashingClip()), directory)
-        self.source, self.annotator = captioner.source, AsyncAnnotator(annotator, max_pending=8, max_batch=4)
+        self.source, self.annotator = captioner.source, AsyncQueue(annotator, max_pending=8, max_batch=4)
         self.numbers = itertools.count()
         self.annotations: dict[int, Annotation] = {}
 

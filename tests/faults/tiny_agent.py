@@ -17,9 +17,10 @@ import torch
 import tyro
 
 from semore_bench.args import CommonArgs
-from semore_bench.envs import EnvConfig, Workers
+from semore_bench.envs import EnvConfig
 from semore_bench.rundir import CsvFile
 from semore_bench.runs import Run, one_line_errors
+from semore_bench.workers import Workers
 from tests.faults.tiny_annotator import TinyAnnotator
 
 

@@ -110,8 +110,8 @@ class Annotator(Protocol):
     embedding_dim: int
     grid: int
 
-    def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation]:
-        """Annotate uint8 (H, W, 3) frames, in order; one of which nothing can be said is left out.
+    def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation | None]:
+        """Annotate uint8 (H, W, 3) frames: one annotation per frame, in order; None where nothing can be said.
 
         `frame_steps` become the annotations' `frame_step`; the caller may number frames as it likes.
 
@@ -179,7 +179,7 @@ class HashingTextEncoder:
         words = re.findall(r"[a-z0-9]+", text.lower())
         pairs = [f"{first} {second}" for first, second in pairwise(words)]
         # An odd number of signs: they never cancel.
-        total = sum(self._signs(feature) for feature in [*words, *pairs] or [""])
+        total = np.sum([self._signs(feature) for feature in [*words, *pairs] or [""]], axis=0)
         return (total / np.sqrt((total * total).sum())).astype(np.float32)
 
     def _signs(self, feature: str) -> np.ndarray:

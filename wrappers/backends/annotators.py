@@ -1,117 +1,33 @@
-"""From what a user types to an annotator; a captioner and CLIP together."""
+"""The factory: from an annotator's spec to an annotator."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from wrappers.backends.annotation import (
-    DEFAULT_GRID,
-    MAX_CLASSES,
-    MAX_OBJECTS,
-    Annotation,
-    Annotator,
-    SceneObject,
-    patch_probabilities,
-    relevance_map,
-)
+from wrappers.backends.annotation import DEFAULT_GRID, Annotator
 from wrappers.backends.cache import CachedAnnotator
-from wrappers.backends.captioners import Captioner, Description, embedded_model, make_captioner, split_server
+from wrappers.backends.captioners import embedded_model, make_captioner
 from wrappers.backends.servers import check_base_url
+from wrappers.backends.specs import EXPECTED, is_known, is_server, split_server
+from wrappers.backends.vision_language import BACKGROUND, VisionLanguageAnnotator, patches_per_side
 from wrappers.errors import UserError
 
 if TYPE_CHECKING:
     from wrappers.backends.clip import ClipGrounding
 
-BACKGROUND = ("floor", "sky", "wall", "background")
 DEFAULT_CLIP = "ViT-B-16:laion2b_s34b_b88k"
 DEFAULT_CLIP_GRID = 28
 """patches per side that it sees at 448 pixels, twice its usual size"""
 
 
-class VisionLanguageAnnotator:
-    """A captioner names what matters in a frame, CLIP says where it is.
-
-    Where the captioner gives no usable answer, the objects of its last one are looked for instead, and `source` says
-    so; before the first usable answer the frame is left out.
-
-    Args:
-        captioner: gives caption and objects.
-        clip: gives embeddings and patch probabilities.
-        background: 1-5 names of what else may be seen; they get no relevance.
-    """
-
-    def __init__(self, captioner: Captioner, clip: ClipGrounding, background: Sequence[str] = BACKGROUND):
-        check_background(background)
-        self.captioner, self.clip = captioner, clip
-        self._set_up(captioner.source, f"{captioner.identity} | {clip.identity}", clip.dim, clip.grid, background)
-
-    def _set_up(
-        self, source: str, identity: str, embedding_dim: int, grid: int, background: Sequence[str] = BACKGROUND
-    ) -> None:
-        self.background = tuple(background)
-        self.source, self.identity = source, f"{identity} | {self.background}"
-        self.embedding_dim, self.grid = embedding_dim, grid
-        self._objects: tuple[SceneObject, ...] = ()  # of the last usable answer
-        self._answers = self._unusable = 0
-
-    def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation]:
-        """Annotates uint8 (H, W, 3) frames, in one batch.
-
-        Raises:
-            AnnotatorUnavailable: if the captioner cannot answer now.
-        """
-        annotations = []
-        for description, feature, frame_step in zip(*self._look(frames), frame_steps, strict=True):
-            self._answers += 1
-            source = self.source
-            if description is None:
-                self._unusable += 1
-                if not self._objects:
-                    continue
-                source += " (objects of an earlier frame)"
-                description = Description(", ".join(thing.name for thing in self._objects), self._objects)
-            self._objects = description.objects
-            annotations.append(self._ground(description, feature, frame_step, source))
-        return annotations
-
-    def statistics(self) -> dict[str, float]:
-        """Counts since construction: `answers`, and how many of them were `unusable_answers`."""
-        return {"answers": self._answers, "unusable_answers": self._unusable}
-
-    def _look(self, frames: Sequence[np.ndarray]) -> tuple[list[Description | None], np.ndarray]:
-        return self.captioner.describe(frames), self.clip.patch_features(frames)
-
-    def _ground(self, description: Description, features: np.ndarray, frame_step: int, source: str) -> Annotation:
-        objects = description.objects
-        names = tuple(dict.fromkeys([*(thing.name for thing in objects), *self.background]))
-        class_embeddings = self.clip.encode_classes(names)
-        probabilities = patch_probabilities(features, class_embeddings)
-        return Annotation(
-            caption=description.caption,
-            objects=objects,
-            caption_embedding=self.clip.encode([description.caption])[0],
-            class_names=names,
-            class_embeddings=class_embeddings,
-            patch_probabilities=probabilities,
-            relevance=relevance_map(objects, probabilities),
-            frame_step=frame_step,
-            source=source,
-        )
-
-
 def check_annotator(spec: str) -> None:
     """Raises `UserError` unless `spec` has the form of what `make_annotator` takes; nothing is loaded."""
-    if spec not in ("none", "simulator", "embedded") and not spec.startswith(("transformers:", "openai:")):
-        raise UserError(
-            f"unknown annotator {spec!r}: expected none, simulator, embedded, transformers:<name or folder> or "
-            "openai:<base url>#<model>"
-        )
-    if spec.startswith("openai:"):
+    if not is_known(spec):
+        raise UserError(f"unknown annotator {spec!r}: expected {EXPECTED}")
+    if is_server(spec):
         check_base_url(split_server(spec)[0])
 
 
@@ -119,15 +35,6 @@ def check_grid(grid: int | None) -> None:
     """Raises `UserError` unless annotations can have so many patches per side; None stands for the usual number."""
     if grid is not None and grid < 1:
         raise UserError(f"--annotation-grid must be at least 1, got {grid}")
-
-
-def check_background(names: Sequence[str] | None) -> None:
-    """Raises `UserError` unless there are 1-5 names, all different, none of them empty; None stands for the usual."""
-    most = MAX_CLASSES - MAX_OBJECTS
-    if names is not None and not (
-        1 <= len(names) <= most and all(map(str.strip, names)) and len({*names}) == len(names)
-    ):
-        raise UserError(f"background classes must be 1-{most} different names, got {' '.join(names) or 'none'}")
 
 
 def annotation_shape(spec: str, clip: str | None = None, grid: int | None = None) -> tuple[int, int]:
@@ -152,15 +59,6 @@ def annotation_shape(spec: str, clip: str | None = None, grid: int | None = None
     if "dense_head" in config:
         _refuse_other_grids(clip, own, grid)
     return dim, own if grid is None else grid
-
-
-def patches_per_side(config: Mapping[str, Any]) -> int | None:
-    """What the CLIP of an `open_clip_config.json` sees at its usual size; None where its tower alone can tell."""
-    if "dense_head" in config:
-        return config["dense_head"]["grid"]
-    vision = config.get("model_cfg", {}).get("vision_cfg", {})
-    image, patch = vision.get("image_size"), vision.get("patch_size")
-    return image // patch if isinstance(image, int) and isinstance(patch, int) else None
 
 
 def _choose_clip(spec: str, clip: str | None, grid: int | None) -> tuple[str, int | None]:
@@ -205,7 +103,7 @@ def make_annotator(
         spec: "none"; "simulator" (MuJoCo only, exact and privileged); or a captioner: "embedded" (small, offline),
             "transformers:<name on the hub or folder>", "openai:<base url>#<model>".
         task_description: the task in a sentence, for the captioner's prompt.
-        clip: who says where things are: "<model>:<weights>" as open_clip knows them, a folder in its format, or
+        clip: the CLIP that locates objects: "<model>:<weights>" as open_clip knows them, a folder in its format, or
             "embedded", which is the default with the embedded captioner; `DEFAULT_CLIP` otherwise.
         device: a torch device; by default the GPU where there is one.
         cache_directory: where annotations are kept for other runs; by default they are not.
@@ -230,7 +128,7 @@ def make_annotator(
     if spec == "embedded" and clip in (None, "embedded"):
         from wrappers.backends.embedded import EmbeddedAnnotator
 
-        annotator = EmbeddedAnnotator(device)
+        annotator: VisionLanguageAnnotator = EmbeddedAnnotator(device)
         _refuse_other_grids("embedded", annotator.grid, grid)
     else:
         captioner = make_captioner(spec, task_description, device)

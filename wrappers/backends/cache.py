@@ -51,7 +51,7 @@ class CachedAnnotator:
         self._written = max_bytes  # since room was made; what others left counts from the start
         self._complaints = Complaints()
 
-    def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation]:
+    def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation | None]:
         """Annotates frames; those that were seen before are looked up, equal ones are annotated once."""
         paths = [self._path(frame) for frame in frames]
         known = {path: self._load(path) for path in dict.fromkeys(paths)}
@@ -59,17 +59,18 @@ class CachedAnnotator:
         self._hits += len(paths) - len(new)
         self._misses += len(new)
         if new:
-            # The indices stand for frame steps, so that answers cannot be mistaken for another frame's.
-            for annotation in self.annotator.annotate([frames[index] for index in new.values()], list(new.values())):
-                path = paths[annotation.frame_step]
+            indices = list(new.values())
+            annotations = self.annotator.annotate(
+                [frames[index] for index in indices], [frame_steps[index] for index in indices]
+            )
+            for path, annotation in zip(new, annotations, strict=True):
                 known[path] = annotation
                 # An annotation of another source leans on earlier frames (see VisionLanguageAnnotator).
-                if annotation.source == self.source:
+                if annotation is not None and annotation.source == self.source:
                     self._save(path, annotation)
         return [
-            replace(known[path], frame_step=frame_step)
-            for path, frame_step in zip(paths, frame_steps, strict=True)
-            if known[path] is not None
+            None if annotation is None else replace(annotation, frame_step=frame_step)
+            for annotation, frame_step in zip(map(known.get, paths), frame_steps, strict=True)
         ]
 
     def statistics(self) -> dict[str, float]:
@@ -100,7 +101,7 @@ class CachedAnnotator:
 
     def _path(self, frame: np.ndarray) -> Path:
         key = hashlib.blake2b(f"{self.identity} {frame.shape} ".encode(), digest_size=20)
-        key.update(np.ascontiguousarray(frame))
+        key.update(np.ascontiguousarray(frame).data)
         name = key.hexdigest()
         return self.directory / name[:2] / f"{name}.npz"
 

@@ -19,6 +19,7 @@ from wrappers.backends.answers import (
 )
 from wrappers.backends.model_files import identify, load_transformers, make_chat
 from wrappers.backends.servers import OpenAICaptioner
+from wrappers.backends.specs import split_server
 from wrappers.errors import UserError
 
 MODELS = Path(__file__).parent.parent / "models"  # the embedded ones
@@ -121,21 +122,6 @@ def make_captioner(spec: str, task_description: str = "", device: str | None = N
     if kind == "transformers" and place:
         return TransformersCaptioner(place, task_description, device)
     return OpenAICaptioner(*split_server(spec), task_description)
-
-
-def split_server(spec: str) -> tuple[str, str]:
-    """Base URL and model of "openai:<base url>#<model>".
-
-    Raises:
-        UserError: if it is not of this form.
-    """
-    base_url, _, model = spec.removeprefix("openai:").rpartition("#")
-    if spec.startswith("openai:") and base_url.startswith(("http://", "https://")) and model:
-        return base_url, model
-    raise UserError(
-        f"unknown captioner {spec!r}: expected embedded, transformers:<name or folder> or openai:<base url>#<model>, "
-        "for example openai:http://localhost:8000/v1#Qwen/Qwen2.5-VL-7B-Instruct"
-    )
 
 
 def embedded_model(name: str) -> Path:

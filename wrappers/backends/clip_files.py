@@ -157,6 +157,7 @@ class _ForgetfulTokenizer(SimpleTokenizer):
     """The tokenizer of open_clip, which remembers every word that it ever met; captions bring new ones for ever."""
 
     max_words = 50_000
+    cache: dict[str, str]
 
     def __call__(self, texts: Sequence[str], context_length: int | None = None) -> Tensor:
         if len(self.cache) > self.max_words:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from wrappers.backends.annotation import Annotation, fingerprint
-from wrappers.backends.annotators import VisionLanguageAnnotator, patches_per_side
 from wrappers.backends.captioners import Description, embedded_model, parse_answer
+from wrappers.backends.vision_language import VisionLanguageAnnotator, patches_per_side
 
 logger = logging.getLogger(__name__)
 
@@ -86,13 +86,11 @@ class EmbeddedAnnotator(VisionLanguageAnnotator):
         """Those of `VisionLanguageAnnotator`, and the `unfamiliar_share` of the frames that were checked."""
         return super().statistics() | {"unfamiliar_share": self._unfamiliar / max(self._checked, 1)}
 
-    def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation]:
+    def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation | None]:
         """Annotates uint8 (H, W, 3) frames, in one batch."""
         annotations = super().annotate(frames, frame_steps)
         if self._checked < self.frames_to_check:
-            # By its place in the batch, since a frame without a usable answer may have no annotation.
-            captions = {annotation.frame_step: annotation.caption for annotation in annotations}
-            self._check([captions.get(frame_step, "") for frame_step in frame_steps])
+            self._check([annotation.caption if annotation else "" for annotation in annotations])
         return annotations
 
     def similarities(self, captions: Sequence[str]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import cv2
@@ -44,7 +45,7 @@ class DISFlow:
     """
 
     def __init__(self) -> None:
-        self._dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         self._dis.setFinestScale(0)
         self._dis.setPatchSize(8)
         self._dis.setPatchStride(4)
@@ -122,7 +123,11 @@ def _grey(rgb: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
 
 
-ESTIMATORS = {"dis": DISFlow, "farneback": FarnebackFlow, "simulator": SimulatorFlow}
+ESTIMATORS: dict[str, Callable[[], FlowEstimator]] = {
+    "dis": DISFlow,
+    "farneback": FarnebackFlow,
+    "simulator": SimulatorFlow,
+}
 
 
 def make_estimator(name: str) -> FlowEstimator:

@@ -1,4 +1,4 @@
-"""Ways to ask an annotator: at once, a batch later, or without ever waiting."""
+"""Queues of annotation requests: synchronous, pipelined, asynchronous."""
 
 import atexit
 import random
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from wrappers.backends.annotation import Annotation, Annotator, AnnotatorUnavailable, Complaints, statistics_of
+from wrappers.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Backoff:
         return max(0.0, self._until - time.monotonic())
 
 
-class SyncAnnotator:
+class SyncQueue:
     """Annotates requests when they are made; while the annotator is unavailable they are dropped, and counted."""
 
     def __init__(self, annotator: Annotator):
@@ -98,10 +99,10 @@ class SyncAnnotator:
         """Does nothing: there is nothing under way."""
 
 
-class PipelinedAnnotator(SyncAnnotator):
+class PipelinedQueue(SyncQueue):
     """Annotates requests a batch at a time, in a thread of its own, and hands them over when the next batch is full.
 
-    Which annotation comes when is fixed, so that results are deterministic; nobody waits unless annotating takes
+    Which annotation comes when is fixed, so that results are deterministic; it blocks only where annotating takes
     longer than the time from one batch to the next. Small models annotate a batch in a third of the time.
 
     Args:
@@ -150,8 +151,8 @@ class PipelinedAnnotator(SyncAnnotator):
             self._handed |= super().finished()
 
 
-class AsyncAnnotator:
-    """Annotates requests in a thread of its own: nobody ever waits for the annotator, be it slow, down or broken.
+class AsyncQueue:
+    """Annotates requests asynchronously, in a thread of its own: never blocks, be the annotator slow, down or broken.
 
     At most `max_pending` requests wait; a new one pushes out the oldest. The newest are answered first, up to
     `max_batch` at once. A batch that fails waits again, with exponential back-off, for as long as there is room.
@@ -235,7 +236,7 @@ class AsyncAnnotator:
             except Exception as error:
                 # Whatever it is, training goes on: said, counted and tried again.
                 is_expected = isinstance(error, AnnotatorUnavailable)
-                kind = error.kind if is_expected else type(error).__name__
+                kind = error.kind if isinstance(error, AnnotatorUnavailable) else type(error).__name__
                 message = "annotating failed and will be tried again: %s"
                 self._complaints.warn(kind, message, error, exc_info=not is_expected)
                 with self._changed:
@@ -261,7 +262,13 @@ class AsyncAnnotator:
 
 
 def _annotate(annotator: Annotator, requests: Sequence[Request]) -> dict[Hashable, Annotation]:
-    # The indices stand for frame steps, so that answers are matched by what they say, not by their position.
-    annotations = annotator.annotate([request.frame for request in requests], range(len(requests)))
-    asked = [(requests[annotation.frame_step], annotation) for annotation in annotations]
-    return {request.key: replace(annotation, frame_step=request.frame_step) for request, annotation in asked}
+    """Annotations by the keys of their requests; without those frames of which nothing can be said."""
+    frames, frame_steps = [request.frame for request in requests], [request.frame_step for request in requests]
+    annotations = annotator.annotate(frames, frame_steps)
+    if len(annotations) != len(requests):
+        raise UserError(
+            f"annotator {annotator.source!r} returned {len(annotations)} annotations of {len(requests)} frames; "
+            "expected one per frame, in their order, or None where nothing can be said"
+        )
+    answered = zip(requests, annotations, strict=True)
+    return {request.key: annotation for request, annotation in answered if annotation is not None}

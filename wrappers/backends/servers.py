@@ -140,7 +140,7 @@ class OpenAICaptioner:
         import openai
 
         _, png = cv2.imencode(".png", cv2.cvtColor(resize(frame, self.image_size), cv2.COLOR_RGB2BGR))
-        image = {"url": f"data:image/png;base64,{base64.b64encode(png).decode()}"}
+        image = {"url": f"data:image/png;base64,{base64.b64encode(png.tobytes()).decode()}"}
         content = [{"type": "image_url", "image_url": image}, {"type": "text", "text": self.prompt}]
         request = {
             "model": self.model,
@@ -231,10 +231,10 @@ async def _read(response: Any) -> bytes:
 
 
 def _one_line(error: Exception) -> str:
-    status = getattr(error, "status_code", None)
-    if status is None:
+    status, response = getattr(error, "status_code", None), getattr(error, "response", None)
+    if status is None or response is None:
         return clean_text(f"{type(error).__name__}: {error}", _MAX_LINE)
-    return clean_text(f"HTTP status {status}: {error.response.text[:1000]}", _MAX_LINE)
+    return clean_text(f"HTTP status {status}: {response.text[:1000]}", _MAX_LINE)
 
 
 def _kind(error: Exception) -> str:

@@ -19,8 +19,9 @@ from wrappers.backends.annotation import (
     clean_text,
     relevance_map,
 )
-from wrappers.backends.mujoco import Geometry, Renderer, Simulation, find_simulation
+from wrappers.backends.mujoco import Geometry, Renderer
 from wrappers.backends.scenes import Scene, find_scene
+from wrappers.backends.simulation import Simulation, find_simulation
 from wrappers.errors import UserError
 
 # Eight directions in the image, clockwise from the right, then along the line of sight.
@@ -311,7 +312,7 @@ class SimulatorAnnotator:
         self._renderer = Renderer(simulation, *size, renderer.camera, renderer.quality)
         self._simulation, self._model = simulation, None
 
-    def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation]:
+    def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation | None]:
         """Annotates the one frame that the environment shows now.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Tidy frames, which tables, plots and the report are made of, and the folders of results that keep them."""
+"""Scores of evaluations, of which tables, plots and the report are made, and the folders of results that keep them."""
 
 import dataclasses
 import json
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from semore_bench.families import Task
 from semore_bench.names import PUBLISHED, printable
 from semore_bench.reading import Count, Finite, Positive, Share, Unreadable, check_fields, read_csv, read_json
 from semore_bench.suites import check_bounds
@@ -54,29 +55,6 @@ KEPT_RUN = {
 """what provenance.json holds, and each run in it"""
 
 SCORES = ("episode_return", "success_any", "success_last")
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task of a suite.
-
-    `total_env_steps`: the budget at whose end agents are compared. `bounds`: the scores that count as 0 and 1, None
-    where nobody knows them. The score is the episode return, in Meta-World the success rate.
-    """
-
-    env_id: str
-    total_env_steps: int
-    bounds: tuple[float, float] | None = None
-
-    def __post_init__(self) -> None:
-        if self.bounds is None:
-            known = (0.0, 1.0) if self.success else (0.0, 1000.0) if self.env_id.startswith("dm_control/") else None
-            object.__setattr__(self, "bounds", known)
-
-    @property
-    def success(self) -> bool:
-        """Whether the score is the success rate."""
-        return self.env_id.startswith("Meta-World/")
 
 
 @dataclass(frozen=True)
