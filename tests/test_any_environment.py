@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import gymnasium as gym
@@ -17,9 +18,10 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from semore_bench.envs import EnvConfig, make_env
-from semore_bench.listing import ROOT
 from semore_bench.workers import ACTION_SPACES, _Maker
 from tests import odd_envs
+
+ROOT = Path(__file__).parents[1]
 
 SIZE = 36
 CONFIG = EnvConfig(image_size=SIZE, action_repeat=2, flow="dis")

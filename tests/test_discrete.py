@@ -1,5 +1,7 @@
 """Discrete actions: environments that have them, Atari's conventions, and what the replay makes of lost lives."""
 
+from pathlib import Path
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -9,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semore_bench.envs import EnvConfig, make_env
-from semore_bench.listing import ROOT
 from semore_bench.replay import Replay
 from semore_bench.transitions import Step
 from semore_bench.workers import Workers
 from tests import odd_envs
 from tests.toy_env import Blinking
 from wrappers import BrightestOfTwoFrames, DiscreteAction, LifeLoss, UserError
+
+ROOT = Path(__file__).parents[1]
 
 DISCRETE = EnvConfig(image_size=36, action_repeat=2, flow=None, actions="discrete")
 

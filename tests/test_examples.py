@@ -4,12 +4,14 @@ import importlib.util
 import os
 import re
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from semore_bench.listing import ROOT
 from tests.waiting import run_to_end
+
+ROOT = Path(__file__).parents[1]
 
 SHORT = "--image-size 36 --batch-size 4 --random-steps 20 --total-env-steps 240 --eval-every 160 --eval-episodes 1"
 CASES = {

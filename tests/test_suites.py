@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from semore_bench import listing, suites
-from semore_bench.envs import ACTION_SPACES, make_env
+from semore_bench.envs import make_env
+from semore_bench.workers import ACTION_SPACES
 from wrappers.errors import UserError
 
 CONTINUOUS = ["smoke", "dmc-lite", "dmc-100k", "metaworld-lite", "metaworld", "driving-lite"]
