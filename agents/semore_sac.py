@@ -68,7 +68,7 @@ class Args(CommonArgs):
     """agent steps from the grounder's first bout to its second; each later one takes twice as long, and the second half
     of a run has none; 0 for no others"""
     feature_dim: int = 50
-    """dimension of the representation that actor and critics see"""
+    """dimension of the representation of pixels: with --pixels, and until there are names"""
     learning_rate: float = 1e-3
     """Adam learning rate"""
     init_temperature: float = 0.1

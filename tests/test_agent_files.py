@@ -23,7 +23,13 @@ VARIANTS = {
     "polyak_update": [],
 }
 """functions, classes and methods that agents repeat: sets of agents that have another one than all others"""
-OTHER_HELP = {("clip_sac", "shift"), ("semore_sac", "annotator"), ("semore_sac", "annotate_every")}
+OTHER_HELP = {
+    ("clip_sac", "shift"),
+    ("semore_sac", "feature_dim"),
+    ("semore_dqn", "feature_dim"),
+    ("semore_sac", "annotator"),
+    ("semore_sac", "annotate_every"),
+}
 """flags that mean something else in an agent than in the others"""
 
 
