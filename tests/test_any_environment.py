@@ -45,7 +45,6 @@ FAMILIES = [
     "BabyAI-GoToObj-v0",
     "MiniWorld-Hallway-v0",
     "ALE/Pong-v5",
-    "highway_env:highway-v0",
     "highway_env:racetrack-v1",
     "highway_env:parking-v0",
 ]
