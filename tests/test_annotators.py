@@ -87,7 +87,7 @@ def test_background_classes_are_told_apart_in_annotations(monkeypatch):
     made = make_annotator(args.annotator, background_classes=args.guidance["background_classes"])
     (annotation,) = made.annotate([np.full((8, 8, 3), 9, np.uint8)], [0])
     assert annotation.class_names[1:] == ("road", "grass")
-    words = suites.words({"background_classes": ["green grass", "road"]})
+    words = suites.command_line({"background_classes": ["green grass", "road"]})
     assert tyro.cli(CommonArgs, args=words).background_classes == ("green grass", "road")
 
 

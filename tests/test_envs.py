@@ -419,7 +419,7 @@ from semore_bench.evaluation import evaluate
 if __name__ == "__main__":
     config = EnvConfig(image_size=40, action_repeat=5)
     with Workers("{TOY}", config, num_envs=1) as workers:
-        evaluate(lambda o: np.zeros((1, 2)), workers, 1, 3, 4.0)
+        evaluate(lambda o: np.zeros((1, 2)), workers, 1, 3)
         loaded = workers._envs.call("loaded_modules")[0]
     print(json.dumps([sorted(sys.modules), loaded]))
 """

@@ -24,7 +24,7 @@ def test_agent_learns_evaluates_and_survives_a_crash(name, tmp_path, trained, mo
     if name in ("clip_sac", "vlm_reward_sac"):
         settings["clip"] = str(trained[0] / "clip")
     if name in ("semore_sac", "state_sac"):
-        settings["env_id"] = "dm_control/cartpole-balance-v0"
+        settings["env_id"] = "tests.toy_env:Cartpole-v0"
     if name.endswith("_dqn"):
         settings["env_id"] = "tests.toy_env:DiscreteCartpole-v0" if name == "semore_dqn" else DISCRETE
     if name.startswith("semore_"):  # with the embedded models it is killed in test_runs.py

@@ -78,5 +78,5 @@ def test_an_address_where_nobody_answers(tmp_path):
 
 def test_without_ray(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r'pip install "semore-bench\[ray\]"'):
+    with pytest.raises(UserError, match="pip install ray"):
         executors.RayExecutor(None, 1, 0, 10**9)

@@ -104,7 +104,7 @@ def test_there_are_enough_tasks_on_known_terms():
     assert len(suites.load_suite("metaworld").tasks) >= 10
     assert len(suites.load_suite("metaworld-lite").tasks) == 3
     for name in ("discrete-lite", "driving-lite"):  # nobody knows the scale of their returns otherwise
-        assert all(task.bounds for task in suites.load_suite(name).tasks)
+        assert all(task.scored.bounds for task in suites.load_suite(name).tasks)
 
 
 def assert_same_terms(suite: suites.Suite, names: list[str]) -> None:
