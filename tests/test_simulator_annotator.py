@@ -446,7 +446,7 @@ def test_gymnasiums_own_environments_are_described(env_id, words):
     ],
 )
 def test_meta_world_is_described(task, names):
-    scene = Stage("metaworld:Meta-World/MT1", env_name=task, render_mode="rgb_array")
+    scene = Stage("metaworld:Meta-World/MT1", env_name=task, seed=0, render_mode="rgb_array")
     scene.env.reset(seed=0)
     annotation = scene.annotate()
     check(annotation)
