@@ -228,9 +228,15 @@ def test_actions_of_the_running_episode_are_numbers_again_after_a_checkpoint(tmp
         assert all(hash(action) is not None for action in replay.episode_actions[0])  # some environments look them up
 
 
-def test_actions_that_do_not_begin_at_0_are_made_to(tmp_path):
-    env = TransformAction(gym.make("CartPole-v1"), lambda action: int(action) - 3, spaces.Discrete(2, start=3))
+def test_actions_that_do_not_begin_at_0_are_made_to():
+    reached = []
+    env = gym.make("CartPole-v1")
+    env = TransformAction(
+        env, lambda action: reached.append(int(action)) or int(action) - 3, spaces.Discrete(2, start=3)
+    )
     env = DiscreteAction(env)
+    assert env.action_space == spaces.Discrete(2)
     env.reset(seed=0)
     for action in (0, 1):
         env.step(action)
+    assert reached == [3, 4]
