@@ -18,7 +18,7 @@ test: setup
 
 # Kills, full disks, damaged files and hostile servers, many more of them than in `make test`: a quarter of an hour.
 test-faults: setup
-	.venv/bin/python -m pytest -q --numprocesses=2 --dist=worksteal tests/faults --long
+	.venv/bin/python -m pytest -q --numprocesses=2 --dist=worksteal --long tests/faults tests/test_sweep.py
 
 lint: setup
 	.venv/bin/ruff check .

@@ -80,14 +80,22 @@ def _bare_name(env_id: str) -> str:
     return name.replace("_", " ").replace("-", " ").lower()
 
 
-def agents(folder: Path = AGENTS) -> dict[str, str]:
-    """Agents by name with the first line of their docstring, read without running them."""
+def agent_files(folder: Path = AGENTS) -> dict[str, Path]:
+    """The files of agents by name.
+
+    Raises:
+        UserError: the folder is missing.
+    """
     if not folder.is_dir():
         raise UserError(
             f"no agents in {folder}: install semore-bench again, with `make setup` in its repository or from its wheel"
         )
-    files = sorted(file for file in folder.glob("*.py") if not file.stem.startswith("_"))
-    return {file.stem: _described(file, _agent_summary) for file in files}
+    return {file.stem: file for file in sorted(folder.glob("*.py")) if not file.stem.startswith("_")}
+
+
+def agents(folder: Path = AGENTS) -> dict[str, str]:
+    """Agents by name with the first line of their docstring, read without running them."""
+    return {name: _described(file, _agent_summary) for name, file in agent_files(folder).items()}
 
 
 def suites(folder: Path = SUITES) -> dict[str, str]:

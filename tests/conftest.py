@@ -16,6 +16,20 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def trained(tmp_path_factory):
     """Tiny embedded models that learned to say of which colour a square is: folder, corpus, model and losses."""
     import torch
+    from filelock import FileLock
+
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one process trains, the others wait for it
+        base = base.parent
+    folder, results = base / "models", base / "models.pt"
+    with FileLock(base / "models.lock"):
+        if not results.exists():
+            torch.save(_train(folder), results)
+        return folder, *torch.load(results, weights_only=False)
+
+
+def _train(folder):
+    import torch
 
     from semore_bench.guidance.dense import save_dense_head, train_dense_head
     from semore_bench.guidance.training import Corpus, Settings, train, used_tokens
@@ -23,13 +37,13 @@ def trained(tmp_path_factory):
     from wrappers.backends.clip import ClipGrounding
 
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("models")
+    folder.mkdir()
     corpus = Corpus([toy_frames("box", 200, 0)])
     model, losses = train(corpus, Settings(updates=80, batch_size=16), folder / "state.pt", TINY)
     model.save(folder, used_tokens(corpus, model))
     head, _ = train_dense_head(corpus, ClipGrounding(folder / "clip"), DENSE, folder / "dense.pt", width=8)
     save_dense_head(folder / "clip", head)
-    return folder, corpus, model, losses
+    return corpus, model, losses
 
 
 @pytest.fixture

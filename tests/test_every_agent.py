@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from semore_bench.listing import agents
+from semore_bench.listing import agent_files
 from semore_bench.runs import Run
 from tests.test_runs import TOY, agent_step, assert_same, call
 from wrappers.errors import UserError
@@ -17,12 +17,12 @@ SHORT = {"total_env_steps": 240, "eval_every": 160, "eval_episodes": 1}
 assert SHORT["total_env_steps"] / TOY["action_repeat"] > 2 * TOY["checkpoint_every"]
 
 
-@pytest.mark.parametrize("name", agents())
-def test_agent_learns_evaluates_and_survives_a_crash(name, tmp_path, trained, monkeypatch):
+@pytest.mark.parametrize("name", agent_files())
+def test_agent_learns_evaluates_and_survives_a_crash(name, tmp_path, request, monkeypatch):
     module = importlib.import_module(f"agents.{name}")
     settings = dict(SHORT)
     if name in ("clip_sac", "vlm_reward_sac"):
-        settings["clip"] = str(trained[0] / "clip")
+        settings["clip"] = str(request.getfixturevalue("trained")[0] / "clip")
     if name in ("semore_sac", "state_sac"):
         settings["env_id"] = "tests.toy_env:Cartpole-v0"
     if name.endswith("_dqn"):
@@ -56,7 +56,7 @@ def test_agent_learns_evaluates_and_survives_a_crash(name, tmp_path, trained, mo
     assert_same(tmp_path / "crashed", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("name", agents())
+@pytest.mark.parametrize("name", agent_files())
 def test_an_annotator_that_nobody_would_listen_to_is_refused(name):
     module = importlib.import_module(f"agents.{name}")
     args = module.Args(annotator="simulator")
@@ -70,7 +70,7 @@ def test_an_annotator_that_nobody_would_listen_to_is_refused(name):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in agents() if hasattr(importlib.import_module(f"agents.{name}"), "Encoder")]
+    "name", [name for name in agent_files() if hasattr(importlib.import_module(f"agents.{name}"), "Encoder")]
 )
 def test_convolutions_in_bfloat16_give_nearly_the_same(name):
     module = importlib.import_module(f"agents.{name}")

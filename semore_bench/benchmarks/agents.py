@@ -18,7 +18,7 @@ from rich.table import Table
 from semore_bench.benchmarks.guidance import quotient
 from semore_bench.benchmarks.stepper import Stepper
 from semore_bench.envs import EnvConfig
-from semore_bench.listing import AGENTS, agents
+from semore_bench.listing import AGENTS, agent_files
 from semore_bench.memory import hand_back_freed_memory, keep_freed_memory
 from semore_bench.suites import load_agent
 from semore_bench.workers import Workers, random_action
@@ -68,10 +68,8 @@ class Agents:
             raise UserError(f"--against {self.against[0]} is not known; expected {OFFICIAL} and the folder of its code")
 
     def _all_agents(self) -> Table:
-        known = agents()
-        usual = [name for name in known if _actions(name) == _actions(self.baseline)]
-        usual += ["semore_sac --pixels"] if "semore_sac" in usual else []
-        names = list(dict.fromkeys([self.baseline, *(self.names or usual)]))
+        known = agent_files()
+        names = list(dict.fromkeys([self.baseline, *(self.names or self._comparable())]))
         for name in names:
             if name.split(" ")[0] not in known:
                 raise UserError(f"there is no agent {name!r}; expected some of {', '.join(known)}")
@@ -152,6 +150,10 @@ class Agents:
                 found[flow] = statistics.median(times[10:])
         return found
 
+    def _comparable(self) -> list[str]:
+        names = [name for name in agent_files() if _actions(name) == _actions(self.baseline)]
+        return [*names, "semore_sac --pixels"] if "semore_sac" in names else names
+
     def _against_official(self, folder: Path) -> Table:
         """One update of each in turn, in this process, on the same batch and with the same threads."""
         import torch
@@ -217,9 +219,9 @@ class Agents:
 
 def _actions(name: str) -> Any:
     """What an agent gives: continuous or discrete actions; "" if there is no such agent."""
-    if name not in agents():
+    if (file := agent_files().get(name)) is None:
         return ""
-    return load_agent(name, AGENTS / f"{name}.py").args().env_config().actions
+    return load_agent(name, file).args().env_config().actions
 
 
 def _official_agent(folder: Path, args: Any, actions: int, device: Any) -> Any:

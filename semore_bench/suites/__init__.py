@@ -72,11 +72,11 @@ class Suite:
         target = self.agents.get(name, {}).get("agent", name)
         if target.endswith(".py"):
             return load_agent(name, self.file.parent / target)
-        known = listing.agents()
+        known = listing.agent_files()
         if target not in known:
             names = sorted({*known, *self.agents} - {target})
             raise UserError(f"there is no agent {target!r}{did_you_mean(target, names, 'A file of yours ends in .py')}")
-        return load_agent(name, listing.AGENTS / f"{target}.py")
+        return load_agent(name, known[target])
 
     def flags(self, agent: Agent, task: SuiteTask) -> dict[str, Any]:
         """What `agent` is given on `task`, by field of its `Args`; without seed and run directory.
