@@ -17,8 +17,8 @@ from tests.test_sweep import (
     run_dirs,
     start,
     states,
-    wait_for,
 )
+from tests.waiting import ended, wait_until
 from wrappers.errors import UserError
 
 pytest.importorskip("ray", reason="needs Ray: pip install ray")
@@ -47,10 +47,10 @@ def on_ray(address: str, seeds: int) -> tuple[str, ...]:
 
 def test_one_of_two_nodes_dies_and_all_runs_finish_nonetheless(tmp_path, cluster):
     process = start(tmp_path, SLOW, *on_ray(cluster.address, 4))
-    wait_for(lambda: sum(0 < count(run) < 90 for run in run_dirs(tmp_path)) == 2, tmp_path)
+    wait_until(lambda: sum(0 < count(run) < 90 for run in run_dirs(tmp_path)) == 2, process)
     before = [processes(run) for run in run_dirs(tmp_path)]
     cluster.remove_node(*cluster.worker_nodes, allow_graceful=False)  # SIGKILL
-    assert process.wait(240) == 0, (tmp_path / "sweep.log").read_text()
+    assert ended(process) == 0, (tmp_path / "sweep.log").read_text()
     assert set(states(tmp_path).values()) == {"finished"}
     assert len(states(tmp_path)) == 4
     assert sorted(len(processes(run)) for run in run_dirs(tmp_path)) == [1, 1, 1, 2], "one was cut off and continued"
@@ -59,9 +59,9 @@ def test_one_of_two_nodes_dies_and_all_runs_finish_nonetheless(tmp_path, cluster
     # On the node that is left: a sweep that is stopped, and goes on.
     arguments = on_ray(cluster.address, 5)
     process = start(tmp_path, SLOW, *arguments)
-    wait_for(lambda: any(0 < count(run) < 90 for run in run_dirs(tmp_path)), tmp_path)
+    wait_until(lambda: any(0 < count(run) < 90 for run in run_dirs(tmp_path)), process)
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130, (tmp_path / "sweep.log").read_text()
+    assert ended(process) == 130, (tmp_path / "sweep.log").read_text()
     assert sorted(states(tmp_path).values()) == ["finished"] * 4 + ["stopped"]
     assert all(gone(processes(run)) for run in run_dirs(tmp_path))
     assert finish(tmp_path, SLOW, *arguments).returncode == 0

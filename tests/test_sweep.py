@@ -18,7 +18,7 @@ import pytest
 from semore_bench import cli, executors, suites
 from semore_bench import sweep as sweep_module
 from semore_bench.executors import Job, supervise
-from tests.waiting import run_to_end
+from tests.waiting import ended, run_to_end, wait_until
 from wrappers.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -87,13 +87,6 @@ def here(folder: Path, suite: str, *more: str) -> subprocess.CompletedProcess:
     with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = cli.run(command[command.index("sweep") :])
     return subprocess.CompletedProcess(command, status or 0, out.getvalue(), err.getvalue())
-
-
-def wait_for(condition, folder: Path, seconds=300) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, (folder / "sweep.log").read_text()
-        time.sleep(0.02)
 
 
 def run_dirs(folder: Path) -> list[Path]:
@@ -253,7 +246,7 @@ def test_a_run_that_hangs_is_killed_and_tried_again(tmp_path, monkeypatch):
 def test_two_sweeps_share_the_work_and_leave_each_others_runs_alone(tmp_path):
     arguments = ("--agents", "counter", "--seeds", "3", "--workers", "2")
     both = [start(tmp_path, FAKE, *arguments) for _ in range(2)]
-    assert [process.wait(120) for process in both] == [0, 0], (tmp_path / "sweep.log").read_text()
+    assert [ended(process) for process in both] == [0, 0], (tmp_path / "sweep.log").read_text()
     assert [len(processes(run)) for run in run_dirs(tmp_path)] == [1, 1, 1]
     assert "another process is at work there" in (tmp_path / "sweep.log").read_text()
 
@@ -267,10 +260,11 @@ def test_a_run_that_was_started_by_hand_is_waited_for_and_its_failure_believed(t
         flags |= {"crashes": 1, "crash_seed": 2}
         command = [sys.executable, str(ROOT / "tests/fake_agent.py"), *suites.command_line(flags)]
         by_hand.append(subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL))
-    wait_for(lambda: all(map(count, runs)), tmp_path)
+    for process, run in zip(by_hand, runs, strict=True):
+        wait_until(lambda run=run: count(run), process)
     process = start(tmp_path, suite, "--agents", "counter", "--seeds", "2", "--workers", "1")
-    assert process.wait(120) == 1
-    assert [process.wait(60) for process in by_hand] == [0, 3]
+    assert ended(process) == 1
+    assert [ended(process) for process in by_hand] == [0, 3]
     assert states(tmp_path) == {"counter/seed-1": "finished", "counter/seed-2": "failed"}
     assert [len(processes(run)) for run in runs] == [1, 1]
 
@@ -282,12 +276,12 @@ def test_stopped_by_a_signal_it_lets_the_runs_save_and_the_same_command_goes_on(
     master, slave = pty.openpty()  # a terminal: the progress bars are drawn
     process = start(tmp_path, suite, *arguments, stdout=slave, stderr=slave)
     os.close(slave)
-    wait_for(lambda: len(run_dirs(tmp_path)) == 2 and all(map(count, run_dirs(tmp_path))), tmp_path)
+    wait_until(lambda: len(run_dirs(tmp_path)) == 2 and all(map(count, run_dirs(tmp_path))), process)
     time.sleep(1)
     process.send_signal(number)
     shown = read_all(master)
     os.close(master)
-    assert process.wait(60) == 128 + number
+    assert ended(process) == 128 + number
     assert "A/one-v0 counter seed 1" in shown
     assert "of 60 env steps" in shown
     assert "the same command goes on" in shown
@@ -316,13 +310,16 @@ def test_a_second_ctrl_c_ends_everything_at_once(tmp_path):
     run = tmp_path / "runs" / "fake" / "A_one-v0" / "counter" / "seed-1"
     suite = FAKE.replace("total_env_steps = 40", "total_env_steps = 20\nhang = true")
     process = start(tmp_path, suite, "--agents", "counter", "--seeds", "1")
-    wait_for(lambda: count(run) == 10, tmp_path)
+    wait_until(lambda: count(run) == 10, process)
     os.kill(processes(run)[0], signal.SIGSTOP)  # it cannot react to SIGTERM
     process.send_signal(signal.SIGINT)
-    wait_for(lambda: "stopping" in (tmp_path / "sweep.log").read_text(), tmp_path)
+    wait_until(lambda: "stopping" in (tmp_path / "sweep.log").read_text(), process)
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
-    wait_for(lambda: gone(processes(run)), tmp_path, 20)
+    assert ended(process) == 130
+    end = time.monotonic() + 300
+    while not gone(processes(run)):
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 # ---- the plan ----

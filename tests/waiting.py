@@ -39,12 +39,18 @@ def wait_until(condition: Callable[[], Any], process: subprocess.Popen) -> None:
         assert used - start < BUSY_SECONDS, f"it did not come in {BUSY_SECONDS} seconds of processor time"
 
 
+def ended(process: subprocess.Popen) -> int:
+    """The exit status of a process, once it has ended."""
+    wait_until(lambda: process.poll() is not None, process)
+    return process.returncode
+
+
 def run_to_end(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess:
     """`subprocess.run` with what the command prints as text, and a time limit for hangs alone."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen(command, stdout=out, stderr=err, **options)
         try:
-            wait_until(lambda: process.poll() is not None, process)
+            ended(process)
         finally:
             process.kill()
             process.wait()
