@@ -7,13 +7,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export MUJOCO_GL="${MUJOCO_GL:-egl}" PYTHONUNBUFFERED=1 PYTHONPATH="$PWD"
-python="${PYTHON:-python}"
+python="${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}"
 official="${1:-}"
 bench="import sys; from semore_bench.cli import main; main(sys.argv[1:])"
 runs="$(mktemp -d)"
 trap 'rm -rf "$runs"' EXIT
 
-if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+if [ "$("$python" -c 'import torch; print(torch.cuda.is_available())')" = True ]; then
     device=cuda seconds=95 steps=20000 blocks=5 preset=(--preset reference --batch-size 256)
     nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 else
