@@ -30,8 +30,8 @@ docs: setup
 
 # Written last, so that an interrupted installation is taken up again.
 .venv/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	    echo "semore-bench needs Python 3.11 or newer, and '$(PYTHON)' is not that: make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || { \
+	    echo "semore-bench needs Python 3.11 or 3.12 (dm_control has no wheels for others), and '$(PYTHON)' is not that: make setup PYTHON=python3.12" >&2; exit 1; }
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv || { \
 	    echo "could not create .venv; on Debian and Ubuntu: make system" >&2; exit 1; }
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5'
