@@ -70,8 +70,8 @@ print(env.step(0)[0]["flow"].shape, PixelObservation.__module__, "torch" in sys.
 
 
 def test_a_sweep_runs_from_an_empty_folder(site, tmp_path):
-    words = "-m semore_bench sweep smoke --agents state_sac --seeds 1 --tasks cartpole".split()
+    words = "-m semore_bench sweep smoke --agents drq_sac --seeds 1 --tasks cartpole".split()
     assert "finished, evaluation return" in run(site, tmp_path, *words)
-    assert (tmp_path / "runs/smoke/dm_control_cartpole-balance-v0/state_sac/seed-1/eval.csv").exists()
+    assert (tmp_path / "runs/smoke/dm_control_cartpole-balance-v0/drq_sac/seed-1/eval.csv").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
-    assert "state_sac" in run(site, tmp_path, *"-m semore_bench table runs --suite smoke".split())
+    assert "drq_sac" in run(site, tmp_path, *"-m semore_bench table runs --suite smoke".split())
