@@ -51,6 +51,8 @@ class Args(CommonArgs):
     """pool flow within each named thing (otherwise over the whole image)"""
     pixels: bool = False
     """see pixels, too: the baseline's representation beside the numbers of the named things"""
+    noise_floor: float = 0.03
+    """added to the deviation of things' numbers, in half images, so that standardising does not blow up their errors"""
     grounder_updates: int = 500
     """updates of the grounder before the first update of all; later bouts take a quarter of them"""
     grounder_batch: int = 32
@@ -109,6 +111,8 @@ class Args(CommonArgs):
             print("--annotator none: nothing is named, so this is DrQ-DQN (no grounder, no flow)", file=sys.stderr)
         if self.semantic and self.frame_stack < 2:
             raise UserError("named things need --frame-stack 2 or more, to see them move; or type --no-semantic")
+        if not 0 < self.noise_floor < np.inf:
+            raise UserError(f"--noise-floor must be above 0, got {self.noise_floor}; try 0.03")
         for name in ("grounder_updates", "grounder_batch", "grounder_frames"):
             if getattr(self, name) < 1:
                 raise UserError(f"{flag(name)} must be at least 1, got {getattr(self, name)}")
@@ -217,7 +221,7 @@ class Agent(nn.Module):
         if args.semantic:
             self.vocabulary, self.grounder = Vocabulary(), Grounder()
             self.numbers = THINGS * history_size(args.frame_stack)
-            self.standardise = Standardise(self.numbers)
+            self.standardise = Standardise(self.numbers, args.noise_floor)
             z_dim += self.numbers
         self.critic = Critic(z_dim, actions, args.hidden_dim, args.critic_layer_norm)
         self.apply(orthogonal)

@@ -242,7 +242,7 @@ class Standardise(nn.Module):
             have a natural scale, half an image's width: what varies by much less than this share of that stays small.
     """
 
-    def __init__(self, size: int, floor: float = 0.03):
+    def __init__(self, size: int, floor: float):
         super().__init__()
         self.floor = floor
         self.register_buffer("mean", torch.zeros(size))

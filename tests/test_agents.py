@@ -291,6 +291,7 @@ def test_what_an_agent_explains_has_names_and_maps(tmp_path):
         ({"frame_stack": 1}, "--frame-stack 2"),
         ({"grounder_updates": 0}, "--grounder-updates must be at least 1"),
         ({"ground_every": -1}, "--ground-every"),
+        ({"noise_floor": 0.0}, "--noise-floor must be above 0"),
         ({"true_maps": True, "interaction": False}, "leave --no-"),
         ({"true_maps": True, "semantic": False}, "leave --no-"),
     ],
@@ -298,6 +299,12 @@ def test_what_an_agent_explains_has_names_and_maps(tmp_path):
 def test_flags_that_make_no_sense_are_refused(flags, message):
     with pytest.raises(UserError, match=message):
         semore_sac.Args(**flags).resolve()
+
+
+def test_true_maps_have_less_noise_and_any_floor_can_be_set():
+    for flags, floor in (({}, 0.03), ({"true_maps": True}, 0.003), ({"true_maps": True, "noise_floor": 0.1}, 0.1)):
+        agent = make_agent(semore_sac, **flags)
+        assert agent.standardise.floor == floor
 
 
 @pytest.mark.parametrize("module", [drq_sac, semore_sac])

@@ -121,7 +121,7 @@ def test_standardised_values_have_mean_0_and_deviation_1_and_constants_are_not_b
 
 def test_noise_of_what_hardly_moves_is_not_as_loud_as_what_moves():
     values = torch.randn(1000, 2) * torch.tensor([0.3, 0.004])  # a thing's way, and a grounder's error
-    standardise = Standardise(2)
+    standardise = Standardise(2, floor=0.03)
     standardise.fit(values)
     moves, noise = standardise(values).std(0).tolist()
     assert 0.7 < moves < 1
