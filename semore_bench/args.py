@@ -8,6 +8,7 @@ import tyro
 
 from wrappers.backends.annotators import check_annotator, check_grid
 from wrappers.backends.vision_language import check_background
+from wrappers.distractions import check_distraction
 from wrappers.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ class CommonArgs:
     """source of the pixels: an image in the observation, or env.render (default: the first of these that there is)"""
     pixel_key: str | None = None
     """key of the image in a Dict observation that has several"""
+    distraction: str = "none"
+    """how pictures are changed in training: none, or <kind>-<difficulty>[-static]; kinds: background, colour, camera,
+    light, all; difficulties: easy, medium, hard; evaluation draws from visual seeds and pictures that are held out"""
+    distraction_folder: str | None = None
+    """folder with videos or pictures for backgrounds (default: textures of the project's own)"""
     frame_stack: int = 3
     """frames stacked into an observation"""
     num_envs: int = 1
@@ -110,6 +116,7 @@ class CommonArgs:
             if getattr(self, name) < 1:
                 raise UserError(f"{flag(name)} must be at least 1, got {getattr(self, name)}")
         check_annotator(self.annotator)
+        check_distraction(self.distraction)
         check_grid(self.annotation_grid)
         check_background(self.background_classes)
         if self.preset == "auto":

@@ -19,6 +19,7 @@ from wrappers import (
     BrightestOfTwoFrames,
     CaptionObservation,
     DiscreteAction,
+    Distraction,
     LifeLoss,
     OpticalFlowObservation,
     PixelObservation,
@@ -28,6 +29,7 @@ from wrappers import (
 from wrappers.backends.annotation import Annotator
 from wrappers.backends.opengl import preload_triton, without_display
 from wrappers.backends.specs import is_vlm
+from wrappers.distractions import parse_distraction
 from wrappers.errors import UserError
 
 VLM_FRAME_SIZE = 224
@@ -56,7 +58,9 @@ class EnvConfig:
     simulator's own class maps (privileged). `actions`: what the agent gives: vectors in [-1, 1], or numbers from 0;
     `Workers` refuse environments of the other kind. `sticky_actions`: the probability that a simulator step repeats the
     action before instead; None for what the environment itself does (0.25 in ALE's v5). `life_loss`: tell the replay
-    where a life was lost.
+    where a life was lost. `distraction`: how the picture is changed, "none" or see `parse_distraction`; `visual_split`:
+    whether it is drawn from what training sees or from what is held out for tests; `distraction_folder`: videos and
+    pictures of the user's for backgrounds, in place of the project's own; see `Distraction`.
     """
 
     image_size: int = 84
@@ -80,6 +84,9 @@ class EnvConfig:
     actions: Literal["continuous", "discrete"] = "continuous"
     sticky_actions: float | None = None
     life_loss: bool = False
+    distraction: str = "none"
+    visual_split: Literal["train", "test"] = "train"
+    distraction_folder: str | None = None
 
 
 def make_env(env_id: str, config: EnvConfig = EnvConfig()) -> gym.Env:
@@ -122,6 +129,8 @@ def _wrap(env: gym.Env, env_id: str, config: EnvConfig) -> gym.Env:
         env = LifeLoss(env)
     if config.state:
         return _state_observation(env, env_id)
+    if (setting := parse_distraction(config.distraction)) is not None:
+        env = Distraction(env, **setting._asdict(), split=config.visual_split, folder=config.distraction_folder)
     env = PixelObservation(
         env,
         size=config.image_size,

@@ -189,7 +189,7 @@ class Evaluator:
     """
 
     def __init__(self, args: CommonArgs, config: EnvConfig):
-        self.args, self.config = args, config
+        self.args, self.config = args, replace(config, visual_split="test")
         self._workers: Workers | None = None
 
     def run(self, agent: Any, on_step: Callable[[], None]) -> list[Episode]:

@@ -146,7 +146,8 @@ class Run:
 
     def _env_config(self) -> EnvConfig:
         args = self.args
-        config = dataclasses.replace(args.env_config(), pixel_source=args.pixel_source, pixel_key=args.pixel_key)
+        shared = "pixel_source pixel_key distraction distraction_folder".split()  # what no agent has a say in
+        config = dataclasses.replace(args.env_config(), **{name: getattr(args, name) for name in shared})
         # What was annotated once is not asked for again, least of all when the run goes on after a crash.
         return dataclasses.replace(
             config, annotation_cache=config.annotation_cache or str(self.directory / "annotations")

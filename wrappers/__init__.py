@@ -4,6 +4,7 @@ from wrappers.action_repeat import ActionRepeat
 from wrappers.actions import DiscreteAction, VectorAction
 from wrappers.atari import BrightestOfTwoFrames, LifeLoss
 from wrappers.captions import CaptionObservation
+from wrappers.distractions import Distraction
 from wrappers.errors import UserError
 from wrappers.flow import OpticalFlowObservation
 from wrappers.meta_world import SeededMetaWorld
@@ -14,6 +15,7 @@ __all__ = [
     "BrightestOfTwoFrames",
     "CaptionObservation",
     "DiscreteAction",
+    "Distraction",
     "LifeLoss",
     "OpticalFlowObservation",
     "PixelObservation",

@@ -1,0 +1,108 @@
+"""Visual distractions that leave an environment's dynamics alone."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any, Literal, NamedTuple, get_args
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.utils import RecordConstructorArgs
+
+from wrappers.errors import UserError
+
+Kind = Literal["background", "colour", "camera", "light", "all"]
+Split = Literal["train", "test"]
+
+DISTRACTIONS: tuple[str, ...] = get_args(Kind)
+DIFFICULTIES = {"easy": 1 / 3, "medium": 2 / 3, "hard": 1.0}
+"""shares of the ranges that hard ones have"""
+
+
+class Setting(NamedTuple):
+    """What a distraction's name says: `background-hard`, `colour-easy-static`, `camera-0.5`."""
+
+    kind: str
+    difficulty: float
+    dynamic: bool
+
+
+def parse_distraction(spec: str) -> Setting | None:
+    """What `<kind>-<difficulty>` or `<kind>-<difficulty>-static` means; None for "none".
+
+    A difficulty is easy, medium, hard, or a number from 0 (nothing changes) to 1 (hard). Raises `UserError` with the
+    nearest name for one that there is not.
+    """
+    if spec == "none":
+        return None
+    match = re.fullmatch(r"(\w+)-([a-z]+|[\d.]+)(-static)?", spec)
+    if match and match[1] in DISTRACTIONS and (difficulty := _share(match[2])) is not None:
+        return Setting(match[1], difficulty, dynamic=match[3] is None)
+    known = [f"{kind}-{difficulty}{static}" for kind in DISTRACTIONS for difficulty in DIFFICULTIES for static in _ENDS]
+    nearest = difflib.get_close_matches(spec, ["none", *known], n=3)
+    raise UserError(
+        f"unknown distraction {spec!r}; "
+        + (f"the nearest are {', '.join(nearest)}; " if nearest else "")
+        + f"expected none or <kind>-<difficulty>[-static], of the kinds {', '.join(DISTRACTIONS)} and the difficulties "
+        f"{', '.join(DIFFICULTIES)}, or a number from 0 to 1"
+    )
+
+
+_ENDS = ("", "-static")
+
+
+def check_distraction(spec: str) -> None:
+    """Raises `UserError` for the name of a distraction that there is not."""
+    parse_distraction(spec)
+
+
+def _share(difficulty: str | float) -> float | None:
+    """A difficulty as a share of hard's ranges; None if it is none."""
+    if difficulty in DIFFICULTIES:
+        return DIFFICULTIES[str(difficulty)]
+    try:
+        share = float(difficulty)
+    except ValueError:
+        return None
+    return share if 0.0 <= share <= 1.0 else None
+
+
+class Distraction(gym.Wrapper, RecordConstructorArgs):
+    """Changes how an environment looks, not what happens in it; it belongs below `PixelObservation`.
+
+    `kind` is one of `DISTRACTIONS`, `difficulty` easy, medium, hard, or a share of hard's ranges from 0, which changes
+    no pixel, to 1. What is drawn follows from `seed`, `split` and the seed of `reset` alone, and nothing of it from the
+    environment's own random numbers. Raises `UserError` for what there is not.
+    """
+
+    def __init__(
+        self,
+        env: gym.Env,
+        kind: str,
+        difficulty: str | float = "medium",
+        seed: int = 0,
+        dynamic: bool = True,
+        split: Split = "train",
+        folder: str | None = None,
+    ) -> None:
+        settings = {"seed": seed, "dynamic": dynamic, "split": split, "folder": folder}
+        RecordConstructorArgs.__init__(self, kind=kind, difficulty=difficulty, **settings)
+        super().__init__(env)
+        if kind not in DISTRACTIONS:
+            check_distraction(kind)
+        if (share := _share(difficulty)) is None:
+            check_distraction(f"{kind}-{difficulty}")
+        if split not in get_args(Split):
+            raise UserError(f"unknown split {split!r} of distractions: expected 'train' or 'test'")
+        if seed < 0:
+            raise UserError(f"the seed of a distraction must not be negative, got {seed}")
+        self._share = share
+        self._key = [seed, get_args(Split).index(split)]
+        self._episode = [0, 0]  # the seed that was last given to `reset`, and how many resets without one came since
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Draws what the next episode looks like, from the seed if there is one."""
+        self._episode = [self._episode[0], self._episode[1] + 1] if seed is None else [seed, 0]
+        self._random = np.random.default_rng([*self._key, *self._episode])
+        return self.env.reset(seed=seed, options=options)
