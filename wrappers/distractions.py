@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, SupportsFloat, get_args
 
 import gymnasium as gym
-import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
+from wrappers.backends.textures import SPLITS, Split
+from wrappers.backends.visuals import Visuals
 from wrappers.errors import UserError
 
 Kind = Literal["background", "colour", "camera", "light", "all"]
-Split = Literal["train", "test"]
 
 DISTRACTIONS: tuple[str, ...] = get_args(Kind)
 DIFFICULTIES = {"easy": 1 / 3, "medium": 2 / 3, "hard": 1.0}
@@ -93,16 +93,20 @@ class Distraction(gym.Wrapper, RecordConstructorArgs):
             check_distraction(kind)
         if (share := _share(difficulty)) is None:
             check_distraction(f"{kind}-{difficulty}")
-        if split not in get_args(Split):
+        if split not in SPLITS:
             raise UserError(f"unknown split {split!r} of distractions: expected 'train' or 'test'")
         if seed < 0:
             raise UserError(f"the seed of a distraction must not be negative, got {seed}")
-        self._share = share
-        self._key = [seed, get_args(Split).index(split)]
+        kinds = set(DISTRACTIONS) - {"all"} if kind == "all" else {kind}
+        self.visuals = Visuals(frozenset(kinds), share, seed, dynamic, split, folder)
         self._episode = [0, 0]  # the seed that was last given to `reset`, and how many resets without one came since
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Draws what the next episode looks like, from the seed if there is one."""
         self._episode = [self._episode[0], self._episode[1] + 1] if seed is None else [seed, 0]
-        self._random = np.random.default_rng([*self._key, *self._episode])
+        self.visuals.begin(self._episode)
         return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        self.visuals.advance()
+        return self.env.step(action)

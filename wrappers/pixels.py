@@ -14,6 +14,7 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
 from wrappers.backends import opengl
+from wrappers.backends.visuals import find_visuals
 from wrappers.errors import UserError
 from wrappers.pictures import Picture, find_picture, to_rgb
 
@@ -79,6 +80,7 @@ class PixelObservation(gym.Wrapper, RecordConstructorArgs):
         self.camera: Camera = None
         self.renderer: Renderer | None = None
         self._observed: Picture | None = None
+        self._visuals = find_visuals(env)
         near = ""
         if source != "render":
             self._observed, near = find_picture(env.observation_space, key, asked=source == "observation")
@@ -90,6 +92,8 @@ class PixelObservation(gym.Wrapper, RecordConstructorArgs):
             if source == "observation" or env.render_mode != "rgb_array":
                 raise UserError(_nothing_to_see(env, near, source))
             opengl.prepare_native()
+        if self.renderer is None and self._visuals is not None:
+            self._visuals.check_pixels(name_of(env))
 
     def _use_simulation(self, camera: Camera, quality: Quality) -> None:
         if "mujoco" not in sys.modules:
@@ -143,8 +147,10 @@ class PixelObservation(gym.Wrapper, RecordConstructorArgs):
             with opengl.without_display():
                 picture = to_rgb(self.env.render(), source=f"render() of {name_of(self.env)}")
         if picture.shape[:2] == (self._height, self._width):
-            return picture.copy()  # the environment may draw the next one into the same memory
-        return cv2.resize(picture, (self._width, self._height), interpolation=cv2.INTER_AREA)
+            picture = picture.copy()  # the environment may draw the next one into the same memory
+        else:
+            picture = cv2.resize(picture, (self._width, self._height), interpolation=cv2.INTER_AREA)
+        return picture if self._visuals is None else self._visuals.on_pixels(picture)
 
 
 def name_of(env: gym.Env) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from wrappers.backends.textures import Split, draw
+from wrappers.backends.textures import SPLITS, Split, draw
 from wrappers.errors import UserError
 
 PICTURE_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
@@ -52,7 +52,8 @@ class Backdrop:
         phase = self._bend[1] + self._bend_speed * time
         u, v = u + self._bend[0][0] * np.sin(7.0 * v + phase[0]), v + self._bend[0][1] * np.sin(7.0 * u + phase[1])
         # Periodic by hand: OpenCV's own mirroring takes the longer the farther it has to go.
-        maps = [(_mirrored(field + start) * (SIZE - 1)).astype(np.float32) for field, start in zip((u, v), shift, strict=True)]
+        fields = [_mirrored(field + start) for field, start in ((u, shift[0]), (v, shift[1]))]
+        maps = [(field * (SIZE - 1)).astype(np.float32) for field in fields]
         return cv2.remap(self._frames[0], *maps, cv2.INTER_LINEAR)
 
     def _video(self, time: int, height: int, width: int) -> np.ndarray:
@@ -82,15 +83,16 @@ class Textures:
 
     def frames(self, number: int, seed: int) -> np.ndarray:
         """Picture `number` of those of a seed, uint8 (1, SIZE, SIZE, 3)."""
-        return draw(np.random.default_rng([seed, ("train", "test").index(self._split), number]), SIZE, self._split)[None]
+        random = np.random.default_rng([seed, SPLITS.index(self._split), number])
+        return draw(random, SIZE, self._split)[None]
 
 
 class Footage:
     """The user's videos and pictures, of a folder and all that lie in it.
 
     A video is a file, or a folder of pictures that are named by numbers alone (as DAVIS has them); all else are single
-    pictures (as Places has them). Tests get what lies under a folder `test` or `val`, where there is one beside `train`,
-    and else the last quarter in the order of names, at least one. Raises `UserError` where there is too little.
+    pictures (as Places has them). Tests get what lies in a folder `test` or `val`, where there is one beside `train`, and
+    else the last quarter in the order of names, at least one. Raises `UserError` where there is too little.
     """
 
     def __init__(self, folder: str, split: Split) -> None:
@@ -107,8 +109,8 @@ class Footage:
             clips = clips[:kept] if split == "train" else clips[kept:]
         if not enough:
             raise UserError(
-                f"{folder} has too few videos or pictures: backgrounds need at least two, one of them held out for tests, "
-                f"in files that end in {', '.join(sorted(PICTURE_ENDINGS | VIDEO_ENDINGS))}"
+                f"{folder} has too few videos or pictures: backgrounds need at least two, one of them held out for "
+                f"tests, in files that end in {', '.join(sorted(PICTURE_ENDINGS | VIDEO_ENDINGS))}"
             )
         self._clips = clips
 

@@ -80,7 +80,7 @@ class SimulatorFlow:
     Each pixel of the current frame is taken back to the world point that it shows, moved back with the shape that the
     point belongs to, and seen through the camera as it was. The sky is infinitely far away: only rotation moves it.
     What deforms (skins, flexible bodies, a string that goes slack) counts as standing still; mirror images and shadows
-    count as the surface that they lie on.
+    count as the surface that they lie on. The backdrop of a `Distraction` counts as standing still, whatever it shows.
     """
 
     def attach(self, env: gym.Env) -> None:
@@ -113,10 +113,14 @@ def flow_between(previous: Geometry, current: Geometry) -> np.ndarray:
         if (origin := shapes_then.get(shape.key)) is not None:
             seen = current.label == label
             moved[seen] = (points[seen] - shape.position) @ shape.rotation @ origin.rotation.T + origin.position
-    directions = np.where(current.label[..., None] == -1, rays, moved - then.position)
+    nowhere = current.label == -1
+    directions = np.where(nowhere[..., None], rays, moved - then.position)
     x, y, z = np.moveaxis(directions @ then.rotation.T @ then.matrix.T, -1, 0)
     z = np.maximum(z, 1e-6)  # what was behind the camera
-    return pixels[..., :2] - np.dstack([x / z, y / z])
+    flow = pixels[..., :2] - np.dstack([x / z, y / z])
+    if current.has_backdrop:
+        flow[nowhere] = 0.0
+    return flow
 
 
 def _grey(rgb: np.ndarray) -> np.ndarray:

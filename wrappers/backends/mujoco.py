@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import copy
+import ctypes
 import itertools
 import weakref
 from collections import Counter
@@ -15,6 +16,7 @@ import mujoco
 import numpy as np
 
 from wrappers.backends import opengl
+from wrappers.backends.dressing import Dresser
 from wrappers.backends.simulation import Camera, Simulation, Viewpoint
 from wrappers.errors import UserError
 
@@ -61,20 +63,53 @@ class _Context:
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._mujoco)
         self._mujoco.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR  # keeps the precision of distant points
         self._height_fields = model.hfield_data.copy()
+        self.painted: tuple[int, ...] | None = None
 
     def draw(
-        self, model: mujoco.MjModel, scene: mujoco.MjvScene, rgb: np.ndarray, depth: np.ndarray | None = None
+        self,
+        model: mujoco.MjModel,
+        scene: mujoco.MjvScene,
+        rgb: np.ndarray,
+        depth: np.ndarray | None = None,
+        backdrop: np.ndarray | None = None,
     ) -> None:
-        """Draws `scene` and fills `rgb` and `depth`, whose first row is the bottom of the image."""
-        opengl.run(lambda: self._draw(model, scene, rgb, depth))
+        """Draws `scene` and fills `rgb` and `depth`, whose first row is the bottom of the image.
 
-    def _draw(self, model: mujoco.MjModel, scene: mujoco.MjvScene, rgb: np.ndarray, depth: np.ndarray | None) -> None:
+        `backdrop`, of the same size and orientation, shows where nothing else does, in the picture alone.
+        """
+        opengl.run(lambda: self._draw(model, scene, rgb, depth, backdrop))
+
+    def paint(self, model: mujoco.MjModel, textures: np.ndarray, episode: tuple[int, ...]) -> None:
+        """Draws with `textures`, in the layout of `tex_data`, from now on; `painted` is then the `episode`."""
+        opengl.run(lambda: self._paint(model, textures))
+        self.painted = episode
+
+    def _paint(self, model: mujoco.MjModel, textures: np.ndarray) -> None:
+        self._gl.make_current()
+        own = model.tex_data.copy()
+        model.tex_data[:] = textures
+        try:
+            for number in range(model.ntex):
+                mujoco.mjr_uploadTexture(model, self._mujoco, number)
+        finally:
+            model.tex_data[:] = own
+
+    def _draw(
+        self,
+        model: mujoco.MjModel,
+        scene: mujoco.MjvScene,
+        rgb: np.ndarray,
+        depth: np.ndarray | None,
+        backdrop: np.ndarray | None,
+    ) -> None:
         self._gl.make_current()
         if not np.array_equal(self._height_fields, model.hfield_data):  # some tasks make a new terrain per episode
             self._height_fields = model.hfield_data.copy()
             for number in range(model.nhfield):
                 mujoco.mjr_uploadHField(model, self._mujoco, number)
         mujoco.mjr_render(self._rectangle, scene, self._mujoco)
+        if backdrop is not None:
+            _draw_behind(backdrop)
         mujoco.mjr_readPixels(rgb, depth, self._rectangle, self._mujoco)
 
     def free(self) -> None:
@@ -89,6 +124,29 @@ class _Context:
         self._mujoco.free()
         self._gl.free()
         self._gl = None
+
+
+def _draw_behind(picture: np.ndarray) -> None:
+    """Fills what MuJoCo left empty in the current framebuffer, uint8 (H, W, 3) from the bottom up.
+
+    MuJoCo clears depth to 0, the farthest, and colour to transparent black. Drawn at that depth, and under what alpha
+    says is there, a picture shows through where a shape is translucent or covers a part of a pixel alone.
+    """
+    from OpenGL import GL
+    from OpenGL.raw.GL.VERSION import GL_1_0, GL_1_4  # without the checks of types, which take longer than the drawing
+
+    GL_1_0.glPushAttrib(GL.GL_ALL_ATTRIB_BITS)
+    for state in (GL.GL_LIGHTING, GL.GL_FOG, GL.GL_TEXTURE_2D, GL.GL_TEXTURE_CUBE_MAP):
+        GL_1_0.glDisable(state)
+    GL_1_0.glEnable(GL.GL_DEPTH_TEST)
+    GL_1_0.glDepthMask(False)
+    GL_1_0.glEnable(GL.GL_BLEND)
+    GL_1_0.glBlendFunc(GL.GL_ONE_MINUS_DST_ALPHA, GL.GL_ONE)
+    GL_1_0.glPixelStorei(GL.GL_UNPACK_ALIGNMENT, 1)
+    GL_1_4.glWindowPos3f(0.0, 0.0, 0.0)
+    height, width = picture.shape[:2]
+    GL_1_0.glDrawPixels(width, height, GL.GL_RGB, GL.GL_UNSIGNED_BYTE, picture.ctypes.data_as(ctypes.c_void_p))
+    GL_1_0.glPopAttrib()
 
 
 class CameraPose(NamedTuple):
@@ -118,6 +176,7 @@ class Geometry(NamedTuple):
     label: np.ndarray  # (H, W) int32, key of `shapes`, -1 for the sky
     shapes: dict[int, Shape]
     camera: CameraPose
+    has_backdrop: bool = False  # a picture that keeps its place on the screen is where the sky would be
 
 
 class Renderer:
@@ -151,7 +210,9 @@ class Renderer:
     def __getstate__(self) -> dict[str, Any]:
         """A copy makes a context of its own when it is used."""
         made_later = {"_model": None, "_context": None, "_finalizer": None}
-        kept = {name: value for name, value in vars(self).items() if name not in ("_view", "_scene", "_options")}
+        kept = {
+            name: value for name, value in vars(self).items() if name not in ("_view", "_scene", "_options", "_dresser")
+        }
         return kept | made_later
 
     def rgb(self) -> np.ndarray:
@@ -188,7 +249,7 @@ class Renderer:
             shapes[shape.segid] = Shape((*object_key, pieces[object_key]), position, rotation.reshape(3, 3))
             pieces[object_key] += 1
         depth, label = self._draw_geometry()
-        return Geometry(depth, label, shapes, self._camera_pose())
+        return Geometry(depth, label, shapes, self._camera_pose(), self._has_backdrop)
 
     def camera_pose(self) -> CameraPose:
         """Returns where the camera is now and how it projects."""
@@ -212,6 +273,8 @@ class Renderer:
             )
         if self.quality == "fast" and model.ntendon:
             self._simplify_strings()
+        if self._dresser is not None:
+            self._dresser.dress(data, self._scene)
 
     def _simplify_strings(self) -> None:
         for (kind, _), shapes in itertools.groupby(self._drawn(), key=lambda shape: (shape.objtype, shape.objid)):
@@ -230,6 +293,8 @@ class Renderer:
         self._view = self._find_camera(model)
         self._scene = mujoco.MjvScene(model, maxgeom=10_000)
         self._options = mujoco.MjvOption()
+        visuals = self._simulation.visuals
+        self._dresser = None if visuals is None or not visuals.kinds else Dresser(model, visuals)
         self._context = _Context(model, self.width, self.height, self.quality)
         self._finalizer = weakref.finalize(self, self._context.free)
         self._finalizer.atexit = False
@@ -267,8 +332,17 @@ class Renderer:
 
     def _read_rgb(self) -> np.ndarray:
         rgb = np.empty((self.height, self.width, 3), np.uint8)
-        self._context.draw(self._model, self._scene, rgb)
+        visuals, backdrop = self._simulation.visuals, None
+        if self._dresser is not None and "colour" in visuals.kinds and self._context.painted != visuals.episode:
+            self._context.paint(self._model, self._dresser.textures(), visuals.episode)
+        if self._has_backdrop:
+            backdrop = np.ascontiguousarray(visuals.backdrop(self.height, self.width)[::-1])
+        self._context.draw(self._model, self._scene, rgb, backdrop=backdrop)
         return rgb[::-1].copy()
+
+    @property
+    def _has_backdrop(self) -> bool:
+        return self._simulation.visuals is not None and "background" in self._simulation.visuals.kinds
 
     def _draw_geometry(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns depth in metres and the label of each pixel, -1 for the sky."""

@@ -13,6 +13,8 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 
+from wrappers.backends.visuals import Visuals, find_visuals
+
 
 @dataclass(frozen=True)
 class Viewpoint:
@@ -45,9 +47,13 @@ PASSIVE_WRAPPERS = ("OrderEnforcing", "PassiveEnvChecker", "RecordVideo")
 
 @dataclass(frozen=True)
 class Simulation:
-    """The MuJoCo structs behind an environment, looked up anew each time: dm_control may recompile its model."""
+    """The MuJoCo structs behind an environment, looked up anew each time: dm_control may recompile its model.
+
+    `visuals`: of the `Distraction` around it, None where there is none; every renderer draws them.
+    """
 
     _lookup: Callable[[], tuple[mujoco.MjModel, mujoco.MjData]]
+    visuals: Visuals | None = None
 
     @property
     def model(self) -> mujoco.MjModel:
@@ -60,12 +66,12 @@ class Simulation:
 
 def find_simulation(env: gym.Env) -> Simulation | None:
     """The simulation behind `env` (dm_control, Meta-World, Gymnasium or any other MuJoCo env); None if it has none."""
-    base = env.unwrapped
+    base, visuals = env.unwrapped, find_visuals(env)
     if isinstance(getattr(base, "model", None), mujoco.MjModel):
-        return Simulation(functools.partial(_own_structs, base))
+        return Simulation(functools.partial(_own_structs, base), visuals)
     physics = getattr(base, "physics", None)  # dm_control wraps both structs
     if isinstance(getattr(getattr(physics, "model", None), "ptr", None), mujoco.MjModel):
-        return Simulation(functools.partial(_wrapped_structs, base))
+        return Simulation(functools.partial(_wrapped_structs, base), visuals)
     return None
 
 

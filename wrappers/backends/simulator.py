@@ -197,7 +197,8 @@ class View:
         self.model, self.data = simulation.model, simulation.data
         self.scene, self.camera = scene, geometry.camera
         other, sky = (scene.class_names.index(name, len(scene.parts)) for name in ("background", "sky"))
-        class_of = np.full(max(geometry.shapes, default=-1) + 2, sky)  # the last entry is that of label -1, the sky
+        nothing = other if geometry.has_backdrop else sky
+        class_of = np.full(max(geometry.shapes, default=-1) + 2, nothing)  # the last entry is that of label -1
         for label, shape in geometry.shapes.items():
             class_of[label] = scene.shape_class.get(shape.key[:2], other)
         self.classes = class_of[geometry.label]

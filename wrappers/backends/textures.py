@@ -65,7 +65,9 @@ def _blend(random: np.random.Generator, fields: np.ndarray) -> np.ndarray:
     lightness, *hues = np.moveaxis(fields, -1, 0)[..., None]
     axes = random.normal(0.0, 20.0, (2, 3)).astype(np.float32)
     middle = random.uniform(70.0, 180.0) + random.normal(0.0, 35.0, 3).astype(np.float32)
-    return middle + random.uniform(35.0, 60.0) * lightness + sum(hue * axis for hue, axis in zip(hues, axes, strict=True))
+    return (
+        middle + random.uniform(35.0, 60.0) * lightness + sum(hue * axis for hue, axis in zip(hues, axes, strict=True))
+    )
 
 
 def _ramp(random: np.random.Generator, height: np.ndarray, count: int = 5) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cv2
+import gymnasium as gym
 import numpy as np
 
 from wrappers.backends.backdrops import Backdrop, Footage, Textures
@@ -81,8 +82,8 @@ class Visuals:
         """Raises `UserError` if there is nothing that can be done to pixels alone."""
         if self.kinds and not self.kinds & IN_PIXELS:
             raise UserError(
-                f"the distraction {', '.join(self.kinds)} needs a MuJoCo simulation drawn by PixelObservation, and the "
-                f"pixels of {name} come from elsewhere: {', '.join(sorted(IN_PIXELS))} can do with pixels"
+                f"the distraction {' and '.join(sorted(self.kinds))} needs a MuJoCo simulation that PixelObservation "
+                f"draws, and the pixels of {name} come from elsewhere; for those there are background and colour"
             )
 
     def on_pixels(self, picture: np.ndarray) -> np.ndarray:
@@ -100,6 +101,13 @@ class Visuals:
         return picture
 
     def _random(self, purpose: str) -> np.random.Generator:
-        return np.random.default_rng(
-            [self._seed, SPLITS.index(self._split), _PURPOSES.index(purpose), *self.episode]
-        )
+        return np.random.default_rng([self._seed, SPLITS.index(self._split), _PURPOSES.index(purpose), *self.episode])
+
+
+def find_visuals(env: gym.Env) -> Visuals | None:
+    """The looks that the `Distraction` around an environment gives it; None if there is none."""
+    while isinstance(env, gym.Wrapper):
+        if isinstance(visuals := vars(env).get("visuals"), Visuals):
+            return visuals
+        env = env.env
+    return None
