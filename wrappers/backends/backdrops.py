@@ -52,9 +52,10 @@ class Backdrop:
         phase = self._bend[1] + self._bend_speed * time
         u, v = u + self._bend[0][0] * np.sin(7.0 * v + phase[0]), v + self._bend[0][1] * np.sin(7.0 * u + phase[1])
         # Periodic by hand: OpenCV's own mirroring takes the longer the farther it has to go.
-        fields = [_mirrored(field + start) for field, start in ((u, shift[0]), (v, shift[1]))]
-        maps = [(field * (SIZE - 1)).astype(np.float32) for field in fields]
-        return cv2.remap(self._frames[0], *maps, cv2.INTER_LINEAR)
+        columns, rows = (_mirrored(field + start) * (SIZE - 1) for field, start in zip((u, v), shift, strict=True))
+        return cv2.remap(
+            self._frames[0], columns.astype(np.float32), rows.astype(np.float32), interpolation=cv2.INTER_LINEAR
+        )
 
     def _video(self, time: int, height: int, width: int) -> np.ndarray:
         count = len(self._frames)
@@ -91,8 +92,8 @@ class Footage:
     """The user's videos and pictures, of a folder and all that lie in it.
 
     A video is a file, or a folder of pictures that are named by numbers alone (as DAVIS has them); all else are single
-    pictures (as Places has them). Tests get what lies in a folder `test` or `val`, where there is one beside `train`, and
-    else the last quarter in the order of names, at least one. Raises `UserError` where there is too little.
+    pictures (as Places has them). Tests get what lies in a folder `test` or `val`, where there is one beside `train`,
+    and else the last quarter in the order of names, at least one. Raises `UserError` where there is too little.
     """
 
     def __init__(self, folder: str, split: Split) -> None:
@@ -147,7 +148,8 @@ def _open(path: Path) -> np.ndarray:
 
 
 def _read_video(path: Path) -> list[np.ndarray]:
-    video, frames = cv2.VideoCapture(str(path)), []
+    video = cv2.VideoCapture(str(path))
+    frames: list[np.ndarray] = []
     while len(frames) < MAX_FRAMES and (answer := video.read())[0]:
         frames.append(_square(answer[1]))
     video.release()

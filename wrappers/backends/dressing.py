@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import cv2
 import mujoco
 import numpy as np
@@ -89,49 +91,32 @@ class Dresser:
 
     def _move_camera(self, data: mujoco.MjData, scene: mujoco.MjvScene) -> None:
         """Turns the camera around the point that it looks at, as far away as things are, and keeps these in view."""
-        share = self._visuals.share
-        azimuth, elevation, roll, zoom = share * self._visuals.drift("camera", 4)
-        things = data.geom_xpos[self._things]
-        left, right = scene.camera  # a stereo pair, of which a mono picture shows the mean
-        position, forward, up = ((getattr(left, n) + getattr(right, n)) / 2.0 for n in ("pos", "forward", "up"))
-        distance = float((things.mean(0) - position) @ forward)
+        azimuth, elevation, roll, zoom = self._visuals.share * self._visuals.drift("camera", 4)
+        things, pose = data.geom_xpos[self._things], _Pose.of(scene)
+        sideways, up, forward = pose.axes
+        distance = float((things.mean(0) - pose.position) @ forward)
         if distance <= 0.0:  # it looks elsewhere
             distance = float(self._model.stat.extent)
-        pivot = position + distance * forward
-        sideways = np.cross(forward, up)
-        height = np.arcsin(np.clip(-forward[2] / np.linalg.norm(forward), -1.0, 1.0))
+        pivot = pose.position + distance * forward
+        height = np.arcsin(np.clip(-forward[2], -1.0, 1.0))
         lift = max(elevation * ELEVATION, -0.8 * max(height, 0.0))  # not below the floor
         turn = _rotation(np.array((0.0, 0.0, 1.0)), azimuth * AZIMUTH)
-        # Turned around the axis to the right, what stands behind the pivot goes up where its own up is the world's.
-        turn = turn @ _rotation(sideways, -lift if up[2] >= 0.0 else lift)
-        turn = turn @ _rotation(forward, roll * ROLL)
+        # What stands behind the pivot goes up as the camera turns down, unless it is upside down.
+        turn = turn @ _rotation(sideways, -lift if up[2] >= 0.0 else lift) @ _rotation(forward, roll * ROLL)
         dolly = 1.0 - NEARER * zoom if zoom > 0.0 else 1.0 - FARTHER * zoom
-        dolly = self._in_view(things, position, forward, up, scene, pivot, turn, dolly)
-        for camera in (left, right):
+        wanted = np.maximum(pose.reach(things, scene), _IN_VIEW)
+        wanted[wanted > 1.0] = np.inf  # was not in view before
+        for _ in range(8):
+            turned = _Pose(pivot + dolly * (turn @ (pose.position - pivot)), pose.axes @ turn.T)
+            if (turned.reach(things, scene) <= wanted).all():
+                break
+            dolly *= 1.1
+        for camera in scene.camera:
             camera.pos = pivot + dolly * (turn @ (camera.pos - pivot))
             camera.forward, camera.up = turn @ camera.forward, turn @ camera.up
         for light in scene.lights[: scene.nlight]:
             if light.headlight:
-                light.pos, light.dir = left.pos, left.forward
-
-    def _in_view(self, things, position, forward, up, scene, pivot, turn, dolly) -> float:
-        """How far away the camera has to be, from `dolly` on, to see those things that it saw where it was."""
-        camera = scene.camera[0]
-        slope = camera.frustum_top / camera.frustum_near
-        axes = np.stack([np.cross(forward, up), up, forward])
-
-        def reach(axes: np.ndarray, position: np.ndarray) -> np.ndarray:
-            right, above, away = axes @ (things - position).T
-            return np.where(away > 0.0, np.maximum(abs(right), abs(above)) / np.maximum(away, 1e-6) / slope, np.inf)
-
-        wanted = np.maximum(reach(axes, position), _IN_VIEW)
-        wanted[wanted > 1.0] = np.inf
-        axes = axes @ turn.T
-        for _ in range(8):
-            if (reach(axes, pivot + dolly * (turn @ (position - pivot))) <= wanted).all():
-                break
-            dolly *= 1.1
-        return dolly
+                light.pos, light.dir = turned.position, turned.axes[2]
 
     def _relight(self, data: mujoco.MjData, scene: mujoco.MjvScene) -> None:
         """Changes how bright and of what colour light is, and where it comes from."""
@@ -145,6 +130,28 @@ class Dresser:
             light.ambient, light.diffuse = light.ambient * factor, light.diffuse * factor
             if not light.headlight:
                 light.pos, light.dir = middle + tilt @ (light.pos - middle), tilt @ light.dir
+
+
+class _Pose(NamedTuple):
+    """Where a camera is, and its axes in rows: to the right, up and forward."""
+
+    position: np.ndarray
+    axes: np.ndarray
+
+    @classmethod
+    def of(cls, scene: mujoco.MjvScene) -> _Pose:
+        """The scene's camera: a stereo pair, of which a mono picture shows the mean."""
+        position, forward, up = (
+            sum(getattr(camera, name) for camera in scene.camera) / 2.0 for name in ("pos", "forward", "up")
+        )
+        return cls(position, np.stack([np.cross(forward, up), up, forward]))
+
+    def reach(self, points: np.ndarray, scene: mujoco.MjvScene) -> np.ndarray:
+        """How far from the middle of the picture points are, 1 at the upper border; infinite behind the camera."""
+        camera = scene.camera[0]
+        right, above, away = self.axes @ (points - self.position).T
+        slope = camera.frustum_top / camera.frustum_near
+        return np.where(away > 0.0, np.maximum(abs(right), abs(above)) / np.maximum(away, 1e-6) / slope, np.inf)
 
 
 def _is_thing(scene: Scene, kind: int, index: int) -> bool:
@@ -164,7 +171,7 @@ def _scenery(model: mujoco.MjModel, scene: Scene) -> frozenset[tuple[int, int]]:
 
 
 def _kept_grey(mean: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """A shift that takes no mean, 0-255, from between to beyond dark and light grey, where its pattern would be lost."""
+    """The shift, or as much of it as takes no mean, 0-255, to where a pattern would be lost in black or white."""
     return np.clip(mean + shift, np.minimum(mean, 40.0), np.maximum(mean, 215.0)) - mean
 
 

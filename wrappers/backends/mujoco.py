@@ -210,9 +210,8 @@ class Renderer:
     def __getstate__(self) -> dict[str, Any]:
         """A copy makes a context of its own when it is used."""
         made_later = {"_model": None, "_context": None, "_finalizer": None}
-        kept = {
-            name: value for name, value in vars(self).items() if name not in ("_view", "_scene", "_options", "_dresser")
-        }
+        in_memory = ("_view", "_scene", "_options", "_dresser")
+        kept = {name: value for name, value in vars(self).items() if name not in in_memory}
         return kept | made_later
 
     def rgb(self) -> np.ndarray:

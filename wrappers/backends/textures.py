@@ -65,9 +65,7 @@ def _blend(random: np.random.Generator, fields: np.ndarray) -> np.ndarray:
     lightness, *hues = np.moveaxis(fields, -1, 0)[..., None]
     axes = random.normal(0.0, 20.0, (2, 3)).astype(np.float32)
     middle = random.uniform(70.0, 180.0) + random.normal(0.0, 35.0, 3).astype(np.float32)
-    return (
-        middle + random.uniform(35.0, 60.0) * lightness + sum(hue * axis for hue, axis in zip(hues, axes, strict=True))
-    )
+    return middle + random.uniform(35.0, 60.0) * lightness + hues[0] * axes[0] + hues[1] * axes[1]
 
 
 def _ramp(random: np.random.Generator, height: np.ndarray, count: int = 5) -> np.ndarray:
@@ -91,7 +89,8 @@ def _overlapping(
     canvas[:] = colours[0]
     radii = 0.02 * size * np.minimum(random.pareto(1.0, count) + 1.0, 12.0)
     for radius, colour in zip(radii, colours, strict=True):
-        shape(canvas, *random.uniform(0.0, size, 2), radius, colour.tolist())
+        x, y = random.uniform(0.0, size, 2)
+        shape(canvas, x, y, radius, colour.tolist())
     return canvas + _grain(random, size)
 
 

@@ -53,7 +53,7 @@ class Visuals:
     def begin(self, episode: list[int]) -> None:
         """Starts an episode whose looks follow from its numbers, the distraction's seed and its split."""
         self.episode, self._time = tuple(episode), 0
-        self._drifts: dict[tuple, np.ndarray] = {}
+        self._drifts: dict[tuple[str, tuple[int, ...]], Drift] = {}
         self._backdrop: Backdrop | None = None
 
     def advance(self) -> None:
