@@ -91,8 +91,8 @@ def test_looks_follow_from_seed_split_and_episode(env_id):
         assert np.abs(other.astype(int) - first).mean() > 5
 
 
-def pixels_of(kind: str, difficulty: str | float = "hard", size: int = 48, env_id=CARTPOLE, **settings) -> gym.Env:
-    env = make_env(env_id, SMALL).env  # what is below `PixelObservation`
+def pixels_of(kind, difficulty="hard", size=48, env_id=CARTPOLE, action_repeat=4, **settings) -> gym.Env:
+    env = make_env(env_id, replace(SMALL, action_repeat=action_repeat)).env  # what is below `PixelObservation`
     return PixelObservation(Distraction(env, kind, difficulty, **settings), size)
 
 
@@ -169,22 +169,23 @@ def test_numbers_that_drift_stay_in_their_range_and_have_no_favourite():
 
 @pytest.mark.parametrize("env_id", SIMULATED)
 def test_hard_backgrounds_leave_the_things_alone(env_id):
-    """Every thing's pixels are where they were, with the colours they had; floor, walls, tables and sky are gone."""
+    """Things are where they were, in the colours they had; floor, walls, tables and sky are behind the backdrop."""
     config = replace(SMALL, image_size=64)
     with make_env(env_id, config) as plain, make_env(env_id, replace(config, distraction="background-hard")) as env:
         clean, covered = (each.reset(seed=2)[0]["rgb"].astype(int) for each in (plain, env))
         scene, things = things_of(env)
         mask, same = (np.isin(each.get_wrapper_attr("renderer").segmentation(), things) for each in (plain, env))
-        np.testing.assert_array_equal(mask, same)
+        assert same[mask].all()  # and more of them, where a table was in front
         inside = cv2.erode(mask.astype(np.uint8), np.ones((3, 3))).astype(bool)
         if inside.any():
             assert np.abs(clean - covered)[inside].mean() < 6  # their shadows on each other may differ
-        shown = set(np.unique(env.get_wrapper_attr("renderer").segmentation())) - set(things)
+        ids = env.get_wrapper_attr("renderer").segmentation()
+        shown = set(np.unique(ids)) - set(things)
         left = {scene.class_names[scene.shape_class[mjtObj.mjOBJ_GEOM, number]] for number in shown - {-1}}
         assert not left & {"floor", "wall"}
-        outside = ~cv2.dilate((env.get_wrapper_attr("renderer").segmentation() != -1).astype(np.uint8), np.ones((3, 3)))
+        empty = cv2.erode((ids == -1).astype(np.uint8), np.ones((3, 3))).astype(bool)
         backdrop = env.get_wrapper_attr("visuals").backdrop(64, 64)
-        np.testing.assert_array_equal(covered[outside == 255], backdrop[outside == 255])
+        assert (covered == backdrop).all(-1)[empty].mean() > 0.9  # but for what is too thin to have a pixel's middle
 
 
 def test_easy_backgrounds_cover_the_sky_alone_and_medium_ones_half_of_the_floor():
@@ -222,13 +223,10 @@ def test_annotations_are_of_what_is_seen():
 def test_cameras_stay_within_their_ranges_and_keep_the_things_in_view(env_id):
     with pixels_of("camera", env_id=env_id, size=32) as env, pixels_of("camera", 0, env_id=env_id, size=32) as clean:
         visuals, renderer = env.get_wrapper_attr("visuals"), env.get_wrapper_attr("renderer")
-        simulation, plain = find_simulation(env), clean.get_wrapper_attr("renderer")
-        scene = find_scene(simulation.model)
+        plain = clean.get_wrapper_attr("renderer")
         env.reset(seed=0)
         clean.reset(seed=0)
-        things = simulation.data.geom_xpos[
-            [number for (kind, number), index in scene.shape_class.items() if kind == 5 and index < len(scene.parts)]
-        ]
+        things = find_simulation(env).data.geom_xpos[things_of(env)[1]]
 
         def places(pose):
             x, y, depth = pose.matrix @ pose.rotation @ (things - pose.position).T
@@ -252,9 +250,7 @@ def test_cameras_stay_within_their_ranges_and_keep_the_things_in_view(env_id):
 
 def flow_errors(env: gym.Env, steps: int = 12) -> dict[str, tuple[float, float]]:
     """Mean end point error inside the things of DIS, and of no flow at all, and how well truth explains pictures."""
-    simulation, renderer = find_simulation(env), env.get_wrapper_attr("renderer")
-    scene = find_scene(simulation.model)
-    things = [number for (kind, number), index in scene.shape_class.items() if kind == 5 and index < len(scene.parts)]
+    renderer, things = env.get_wrapper_attr("renderer"), things_of(env)[1]
     truth, dis = SimulatorFlow(), DISFlow()
     truth.attach(env)
     random = np.random.default_rng(1)
@@ -279,18 +275,13 @@ def flow_errors(env: gym.Env, steps: int = 12) -> dict[str, tuple[float, float]]
 
 @pytest.mark.parametrize("kind", ["none", "camera", "background", "all"])
 def test_true_flow_against_dis_inside_the_things(kind, capsys):
-    with (
-        pixels_of("all", 0, 84, "dm_control/walker-walk-v0")
-        if kind == "none"
-        else pixels_of(kind, "hard", 84, "dm_control/walker-walk-v0") as env
-    ):
+    setting = ("all", 0) if kind == "none" else (kind, "hard")
+    with pixels_of(*setting, 84, "dm_control/walker-walk-v0", action_repeat=2) as env:
         errors = flow_errors(env)
     with capsys.disabled():
-        print(
-            f"\n  inside the walker, {kind:10}: " + ", ".join(f"{name} {value:.2f}" for name, value in errors.items())
-        )
-    assert errors["explained"] < 0.75 * errors["unmoved"]  # grey levels: truth moves pictures to where they go
-    assert errors["dis"] < 1.3 * errors["none"]
+        print(f"\n  inside the walker, {kind:10}:", *(f"{name} {value:.2f}" for name, value in errors.items()))
+    assert errors["explained"] < 0.5 * errors["unmoved"]  # grey levels: truth moves pictures to where they go
+    assert errors["dis"] < 0.85 * errors["none"]
 
 
 def test_a_backdrop_counts_as_standing_still():

@@ -50,17 +50,17 @@ class Dresser:
         if "light" in kinds:
             self._relight(data, scene)
 
-    def textures(self) -> np.ndarray:
-        """The model's textures in the episode's colours, as `tex_data` has them."""
-        model, share = self._model, self._visuals.share
-        painted = model.tex_data.copy()
-        shifts = 255.0 * COLOUR * share * self._visuals.fixed("texture", model.ntex, 3)
-        for number, (start, height, width, channels) in enumerate(
-            zip(model.tex_adr, model.tex_height, model.tex_width, model.tex_nchannel, strict=True)
-        ):
-            if channels >= 3:
-                texels = painted[start : start + height * width * channels].reshape(height, width, channels)
-                texels[:] = cv2.add(texels, (*_kept_grey(texels[..., :3].mean((0, 1)), shifts[number]), 0.0))
+    def textures(self) -> dict[int, np.ndarray]:
+        """Those of the model's textures that are drawn, in the episode's colours: number and texels, as `tex_data`."""
+        model, visuals = self._model, self._visuals
+        shifts = 255.0 * COLOUR * visuals.share * visuals.fixed("texture", model.ntex, 3)
+        painted = {}
+        for number, channels in enumerate(model.tex_nchannel):
+            is_covered = "background" in visuals.kinds and model.tex_type[number] == mujoco.mjtTexture.mjTEXTURE_SKYBOX
+            if channels >= 3 and not is_covered:
+                texels = model.tex_data[texture_slice(model, number)].reshape(1, -1, channels)
+                mean = np.array(cv2.mean(texels)[:3])
+                painted[number] = cv2.add(texels, (*_kept_grey(mean, shifts[number]), 0.0)).ravel()
         return painted
 
     def _clear_scenery(self, scene: mujoco.MjvScene) -> None:
@@ -152,6 +152,12 @@ class _Pose(NamedTuple):
         right, above, away = self.axes @ (points - self.position).T
         slope = camera.frustum_top / camera.frustum_near
         return np.where(away > 0.0, np.maximum(abs(right), abs(above)) / np.maximum(away, 1e-6) / slope, np.inf)
+
+
+def texture_slice(model: mujoco.MjModel, number: int) -> slice:
+    """Where in `tex_data` a texture is."""
+    start = model.tex_adr[number]
+    return slice(start, start + model.tex_height[number] * model.tex_width[number] * model.tex_nchannel[number])
 
 
 def _is_thing(scene: Scene, kind: int, index: int) -> bool:

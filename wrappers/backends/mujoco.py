@@ -16,7 +16,7 @@ import mujoco
 import numpy as np
 
 from wrappers.backends import opengl
-from wrappers.backends.dressing import Dresser
+from wrappers.backends.dressing import Dresser, texture_slice
 from wrappers.backends.simulation import Camera, Simulation, Viewpoint
 from wrappers.errors import UserError
 
@@ -79,20 +79,21 @@ class _Context:
         """
         opengl.run(lambda: self._draw(model, scene, rgb, depth, backdrop))
 
-    def paint(self, model: mujoco.MjModel, textures: np.ndarray, episode: tuple[int, ...]) -> None:
-        """Draws with `textures`, in the layout of `tex_data`, from now on; `painted` is then the `episode`."""
+    def paint(self, model: mujoco.MjModel, textures: dict[int, np.ndarray], episode: tuple[int, ...]) -> None:
+        """Draws with other texels, by the texture's number, from now on; `painted` is then the `episode`."""
         opengl.run(lambda: self._paint(model, textures))
         self.painted = episode
 
-    def _paint(self, model: mujoco.MjModel, textures: np.ndarray) -> None:
+    def _paint(self, model: mujoco.MjModel, textures: dict[int, np.ndarray]) -> None:
         self._gl.make_current()
-        own = model.tex_data.copy()
-        model.tex_data[:] = textures
-        try:
-            for number in range(model.ntex):
+        for number, texels in textures.items():
+            place = texture_slice(model, number)
+            own = model.tex_data[place].copy()
+            model.tex_data[place] = texels  # MuJoCo uploads what the model has
+            try:
                 mujoco.mjr_uploadTexture(model, self._mujoco, number)
-        finally:
-            model.tex_data[:] = own
+            finally:
+                model.tex_data[place] = own
 
     def _draw(
         self,
