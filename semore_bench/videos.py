@@ -74,18 +74,18 @@ def compose_frame(
     for index, (title, panel) in enumerate(panels.items()):
         row, column = (index, 0) if vertical else (0, index)
         x, y = GAP + column * (width + GAP), row * (TITLE_HEIGHT + height + GAP)
-        (title,) = wrap(title, _font(TITLE_SIZE), width - MARGIN, lines=1)
-        draw.text((x + GAP, y + TITLE_HEIGHT // 2), title, FAINT, _font(TITLE_SIZE), anchor="lm")
+        (title,) = wrap(title, font(TITLE_SIZE), width - MARGIN, lines=1)
+        draw.text((x + GAP, y + TITLE_HEIGHT // 2), title, FAINT, font(TITLE_SIZE), anchor="lm")
         canvas.paste(Image.fromarray(panel), (x, y + TITLE_HEIGHT))
 
     text_width = total_width - 2 * MARGIN
     y = panels_height + LINE_HEIGHT // 2
-    for line in wrap(caption or "", _font(CAPTION_SIZE), text_width, lines):
-        draw.text((MARGIN, y), line, TEXT, _font(CAPTION_SIZE), anchor="lm")
+    for line in wrap(caption or "", font(CAPTION_SIZE), text_width, lines):
+        draw.text((MARGIN, y), line, TEXT, font(CAPTION_SIZE), anchor="lm")
         y += LINE_HEIGHT
     y = panels_height + lines * LINE_HEIGHT + LINE_HEIGHT // 2
-    for line in wrap(footer, _font(TITLE_SIZE), text_width, lines=1):
-        draw.text((MARGIN, y), line, FAINT, _font(TITLE_SIZE), anchor="lm")
+    for line in wrap(footer, font(TITLE_SIZE), text_width, lines=1):
+        draw.text((MARGIN, y), line, FAINT, font(TITLE_SIZE), anchor="lm")
     return np.array(canvas)
 
 
@@ -110,7 +110,8 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: float, lines: int) -> l
 
 
 @functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """The font of all texts in pictures, in a size in pixels."""
     # Matplotlib brings a font that knows most scripts, so that no machine needs one installed.
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
@@ -141,10 +142,10 @@ def _outlines(rgb: np.ndarray, things: Sequence[tuple[str, np.ndarray]]) -> np.n
     picture = Image.fromarray(panel)
     draw = ImageDraw.Draw(picture)
     for name, colour, x, y in labels:
-        (text,) = wrap(name, _font(TITLE_SIZE), width / 2, lines=1) or ("",)
-        reach = _font(TITLE_SIZE).getlength(text) / 2 + GAP
+        (text,) = wrap(name, font(TITLE_SIZE), width / 2, lines=1) or ("",)
+        reach = font(TITLE_SIZE).getlength(text) / 2 + GAP
         place = (min(max(x, reach), width - reach), min(max(y - TITLE_SIZE, GAP), height - 2 * TITLE_SIZE))
-        draw.text(place, text, colour, _font(TITLE_SIZE), anchor="ma", stroke_width=2, stroke_fill=BACKGROUND)
+        draw.text(place, text, colour, font(TITLE_SIZE), anchor="ma", stroke_width=2, stroke_fill=BACKGROUND)
     return np.array(picture)
 
 

@@ -1,24 +1,28 @@
 """`semore-bench view`: what an agent would see in an environment, as a video or an image strip."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 
 from semore_bench.envs import EnvConfig, make_env
+from semore_bench.smooth_actions import smooth_action
+from semore_bench.strips import distraction_strip, save_strip
 from semore_bench.videos import compose_frame, write_video
 from wrappers.backends.annotators import check_annotator
+from wrappers.distractions import check_distraction
 from wrappers.errors import UserError
 
 STRIP_MOMENTS = 6
-SMOOTHING = 0.85  # of the previous action that the next one keeps: about six steps of memory
+EVERY = "all"
+"""as `--distraction`: every kind and difficulty, side by side"""
 
 
 def view(
@@ -35,6 +39,8 @@ def view(
     annotate_every: int = EnvConfig.annotate_every,
     task_description: str = "",
     clip: str | None = None,
+    distraction: str = "none",
+    distraction_folder: str | None = None,
     fps: float = 25,
 ) -> None:
     """Record the wrapped observations of an environment under smooth random actions.
@@ -54,6 +60,8 @@ def view(
         annotate_every: Agent steps between annotated frames.
         task_description: Description of the task in a sentence, for a vision-language model's prompt.
         clip: CLIP that locates objects, see an agent's `--help`.
+        distraction: How pictures are changed, see an agent's `--help`; all makes a strip of every kind and difficulty.
+        distraction_folder: Folder with videos or pictures for backgrounds.
         fps: Frames per second of the video, in agent steps.
     """
     if output.suffix.lower() not in (".mp4", ".png"):
@@ -67,6 +75,10 @@ def view(
     if seed < 0:
         raise UserError(f"--seed must not be negative, got {seed}")
     check_annotator(annotator)
+    if distraction == EVERY and output.suffix.lower() != ".png":
+        raise UserError(f"--distraction {EVERY} makes a strip: give --output a name that ends in .png, not {output}")
+    if distraction != EVERY:
+        check_distraction(distraction)
     config = EnvConfig(
         image_size=image_size,
         action_repeat=action_repeat,
@@ -77,9 +89,14 @@ def view(
         annotate_every=annotate_every,
         task_description=task_description,
         clip=clip,
+        distraction_folder=distraction_folder,
     )
     console = Console(highlight=False, soft_wrap=True)
-    env = make_env(env_id, config)
+    if distraction == EVERY:
+        save_strip(distraction_strip(env_id, config, steps, seed), output)
+        console.print(f"every distraction of {escape(env_id)} after {steps} agent steps: {escape(str(output))}")
+        return
+    env = make_env(env_id, replace(config, distraction=distraction))
     try:
         for key, space in env.observation_space.items():
             console.print(f"{key:18} {escape(str(space.dtype))} {space.shape}")
@@ -122,16 +139,3 @@ def moments(env: gym.Env, env_id: str, seed: int, vertical: bool = False) -> Ite
                 vertical=vertical,
             )
         episode += 1
-
-
-def smooth_action(space: spaces.Space, previous: Any, random: np.random.Generator) -> Any:
-    """A random action near the `previous` one (None at first), so that what moves moves visibly."""
-    if isinstance(space, spaces.Box):
-        middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2
-        previous = middle if previous is None else previous
-        noise = random.normal(scale=np.sqrt(1 - SMOOTHING**2), size=space.shape) * half * 0.7
-        action = middle + SMOOTHING * (previous - middle) + noise
-        return np.clip(action, space.low, space.high).astype(space.dtype)
-    if previous is not None and random.random() < SMOOTHING:
-        return previous
-    return space.sample()

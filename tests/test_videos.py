@@ -131,14 +131,14 @@ def test_captions_are_visible(caption):
 @settings(max_examples=100, deadline=None)
 @given(text=st.text(max_size=200), width=st.integers(40, 400), lines=st.integers(1, 4))
 def test_wrapped_lines_fit(text, width, lines):
-    font = videos._font(14)
+    font = videos.font(14)
     wrapped = wrap(text, font, width, lines)
     assert len(wrapped) <= lines
     assert all(font.getlength(line) <= width for line in wrapped)
 
 
 def test_wrapping_keeps_every_word_or_says_that_it_does_not():
-    font = videos._font(14)
+    font = videos.font(14)
     text = "a robot  hand\npushes the red block to the left"
     words = text.split()
     assert wrap(text, font, 1000, 1) == [" ".join(words)]

@@ -6,7 +6,8 @@ import pytest
 from gymnasium import spaces
 from PIL import Image
 
-from semore_bench.view import smooth_action, view
+from semore_bench.smooth_actions import smooth_action
+from semore_bench.view import view
 from wrappers.errors import UserError
 
 ENV_ID = "dm_control/cartpole-swingup-v0"
@@ -74,9 +75,24 @@ def test_strip_shows_six_moments_of_every_signal(tmp_path):
         assert image.height < strip.shape[0] / 2  # no flow, no relevance
 
 
+def test_distractions_are_shown_one_or_all_at_once(tmp_path):
+    for name in ("none", "background-hard"):
+        view(ENV_ID, tmp_path / f"{name}.png", steps=1, image_size=64, flow="none", distraction=name)
+    clean, hard = (np.array(Image.open(tmp_path / f"{name}.png")).astype(int) for name in ("none", "background-hard"))
+    assert np.abs(hard - clean).mean() > 10
+    view("CartPole-v1", tmp_path / "all.png", steps=2, image_size=64, distraction="all")
+    with Image.open(tmp_path / "all.png") as strip:
+        assert 3 * 64 < strip.height < 4 * 64  # background, colour and both: camera and light need a simulation
+        assert strip.width > 4 * 64
+
+
 def test_mistakes_are_refused_before_anything_is_made(tmp_path):
     with pytest.raises(UserError, match=r"ends in \.mp4 or \.png"):
         view(ENV_ID, tmp_path / "view.gif")
+    with pytest.raises(UserError, match="unknown distraction 'fog-hard'"):
+        view(ENV_ID, tmp_path / "view.png", distraction="fog-hard")
+    with pytest.raises(UserError, match=r"makes a strip: give --output a name that ends in \.png"):
+        view(ENV_ID, tmp_path / "view.mp4", distraction="all")
     with pytest.raises(UserError, match="--steps must be at least 1, got 0"):
         view(ENV_ID, tmp_path / "view.mp4", steps=0)
     with pytest.raises(UserError, match="dm_control/cartpole-swingup-v0"):
