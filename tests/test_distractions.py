@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from mujoco import mjtObj
 
+from agents import drq_sac
 from semore_bench.args import CommonArgs
 from semore_bench.envs import EnvConfig, make_env
 from semore_bench.evaluation import Evaluator
+from semore_bench.runs import Run
 from tests.toy_env import Toy
 from wrappers import ActionRepeat, Distraction, PixelObservation, UserError
 from wrappers.backends import backdrops, textures
@@ -422,6 +424,14 @@ def test_misspelt_names_are_answered_with_the_nearest(spec, nearest):
 def test_what_there_is_not_is_refused(settings, message):
     with pytest.raises(UserError, match=message):
         Distraction(Toy(), **settings)
+
+
+def test_the_flags_reach_the_environments_of_training(tmp_path):
+    flags = {"distraction": "colour-hard-static", "distraction_folder": str(tmp_path)}
+    run = Run(drq_sac.Args(device="cpu", run_dir=str(tmp_path / "run"), **flags), drq_sac.__file__)
+    config = run._env_config()
+    assert {name: getattr(config, name) for name in flags} == flags
+    assert config.visual_split == "train"
 
 
 def test_evaluation_sees_what_is_held_out():

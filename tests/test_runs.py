@@ -29,6 +29,7 @@ SEMORE = CARTPOLE | {
     "grounder_updates": 6,
     "grounder_batch": 4,
     "ground_every": 40,
+    "distraction": "all-medium",
 }
 
 
