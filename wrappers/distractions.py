@@ -77,19 +77,19 @@ class Distraction(gym.Wrapper, RecordConstructorArgs):
 
     - background: one of 60 moving pictures (medium 15, easy 4) in place of the sky. Hard ones cover floor, walls and
       tables as well, medium ones half of these, easy ones nothing of them.
-    - colour: red, green and blue of each material, of shapes without one, and of each texture are shifted by up to 0.6
-      of 0-1, in a texture as far as its pattern stays visible.
+    - colour: red, green and blue of each material, of shapes without one, and of each texture (for the episode) are
+      shifted by up to 0.6 of 0-1, in a texture as far as its pattern stays visible.
     - camera: up to 27° to each side, 27° up (or down, but not below the floor) and 27° rolled, around the point that it
       looks at; 15% nearer to 45% farther away, or farther where things would leave the picture otherwise.
     - light: up to 60% brighter or darker, each channel 30% more or less, and 45° from where it came from.
     - all: these four at once.
 
-    What is drawn is uniform in these ranges and then, if `dynamic`, goes to and fro with each step of this wrapper (in 75
-    to 150 from end to end; backdrops drift by up to 2.5% of their width a step): put it above `ActionRepeat`.
+    What is drawn is uniform in these ranges and then, if `dynamic`, goes to and fro with each step of this wrapper, so
+    put it above `ActionRepeat`: 75 to 150 from end to end; backdrops drift by up to 2.5% of their width a step.
 
     The looks of an episode follow from `seed`, `split` and the seed of `reset` (without one: that of the last, and how
     many resets came since), and nothing of the dynamics from them. `split` "test" has seeds and families of textures
-    that "train" never shows. `folder` has videos or pictures to use instead, see `wrappers.backends.backdrops.Footage`.
+    that "train" never shows. `folder` has videos or pictures to use instead: see `wrappers.backends.backdrops.Footage`.
 
     Every renderer that finds the environment's simulation draws all this, annotators' and true flow's included. Without
     a simulation, or where the environment draws by itself, a stand-in changes pixels: contrast and lightness of each
