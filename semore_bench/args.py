@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from semore_bench.eval_settings import Setting, all_settings
 from wrappers.backends.annotators import check_annotator, check_grid
 from wrappers.backends.vision_language import check_background
 from wrappers.distractions import check_distraction
@@ -82,6 +83,9 @@ class CommonArgs:
     """env steps between evaluations; the last one is always at the end of the budget"""
     eval_episodes: int = 10
     """episodes per evaluation, with fixed seeds"""
+    evaluations: tuple[str, ...] = ()
+    """further settings to be evaluated in at the end of the run, each [<name>=]<distraction>[:<episodes>][:always],
+    such as background-hard or wild=all-hard:20; with :always at every evaluation"""
     checkpoint_every: int = 1000
     """agent steps between checkpoints (also written every two minutes and on Ctrl-C)"""
     run_dir: str | None = None
@@ -119,6 +123,7 @@ class CommonArgs:
         check_distraction(self.distraction)
         check_grid(self.annotation_grid)
         check_background(self.background_classes)
+        _ = self.eval_settings  # refuses what is misspelt
         if self.preset == "auto":
             self.preset = "lite" if self.image_size and self.image_size <= 64 else "reference"
         if self.image_size is None:
@@ -160,6 +165,11 @@ class CommonArgs:
     def guidance_source(self) -> str:
         """The annotator whose guidance the agent gets, as results name it."""
         return str(self.env_config().annotator)
+
+    @property
+    def eval_settings(self) -> tuple[Setting, ...]:
+        """The settings in which the agent is evaluated, that of its own environments first; raises `UserError`."""
+        return all_settings(self.distraction, self.evaluations)
 
     @property
     def conv_strides(self) -> tuple[int, ...]:

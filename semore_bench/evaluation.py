@@ -9,6 +9,7 @@ import numpy as np
 
 from semore_bench.args import CommonArgs
 from semore_bench.envs import EnvConfig
+from semore_bench.eval_settings import Setting
 from semore_bench.transitions import Step
 from semore_bench.workers import Workers
 from wrappers.flow import decode_flow
@@ -85,6 +86,7 @@ def evaluate(
     episodes: int,
     frame_stack: int,
     on_step: Callable[[], None] = lambda: None,
+    first_seed: int = FIRST_SEED,
 ) -> list[Episode]:
     """Runs evaluation episodes 0, 1, ... and returns them in this order.
 
@@ -94,9 +96,10 @@ def evaluate(
         episodes: number of episodes; they are dealt out to the workers.
         frame_stack: as in training.
         on_step: called after every step; what it raises ends the evaluation.
+        first_seed: of episode 0; the others have the seeds that follow.
     """
     stack = FrameStack(workers.num_envs, frame_stack)
-    pending = iter(range(FIRST_SEED, FIRST_SEED + episodes))
+    pending = iter(range(first_seed, first_seed + episodes))
     finished: list[Episode] = []
     running: list[Episode | None] = [None] * workers.num_envs
 
@@ -106,7 +109,7 @@ def evaluate(
             seed = next(pending, None)
             running[env] = None if seed is None else Episode(seed)
             # All workers step together, so one that has nothing left to do idles in an episode that nobody counts.
-            seeds[env] = FIRST_SEED if seed is None else seed
+            seeds[env] = first_seed if seed is None else seed
         first = workers.reset(seeds)
         for env in envs:
             stack.begin(env, first[env][0])
@@ -137,6 +140,7 @@ def film(
     frame_stack: int,
     on_step: Callable[[], None] = lambda: None,
     explain: Explain | None = None,
+    seed: int = FIRST_SEED,
 ) -> Episode:
     """Films the first evaluation episode: RGB, flow, relevance and caption side by side.
 
@@ -152,10 +156,11 @@ def film(
         shown = {"rgb", "flow", "state"}
     if config.annotator in ("simulator", "embedded"):  # quick enough for what is said to be about the frame shown
         config = replace(config, annotate_every=1, caption_mode="sync")
-    episode, caption = Episode(FIRST_SEED), ""
+    episode, caption = Episode(seed), ""
+    where = env_id if config.distraction == "none" else f"{env_id}   {config.distraction}"
     with Workers(env_id, config) as workers, VideoWriter(path, fps=15) as video:
         stack = FrameStack(1, frame_stack)
-        ((observation, info),) = workers.reset([FIRST_SEED])
+        ((observation, info),) = workers.reset([seed])
         stack.begin(0, {key: observation[key] for key in shown & observation.keys()})
         while True:
             caption = info.get("caption", caption)
@@ -167,7 +172,7 @@ def film(
                     caption=caption,
                     things=None if explain is None else explain(stack.stack()),
                     flow_bound=1.0,
-                    footer=f"{env_id}   env step {episode.length}   return {episode.episode_return:.1f}",
+                    footer=f"{where}   env step {episode.length}   return {episode.episode_return:.1f}",
                 )
             )
             workers.send(policy(stack.stack()))
@@ -184,38 +189,71 @@ class Evaluator:
     """Evaluates a run's agent every now and then, in environments that are kept from one evaluation to the next.
 
     Args:
-        args: the run's settings.
+        args: the run's arguments.
         config: the training environments'; their annotator works for films alone.
     """
 
     def __init__(self, args: CommonArgs, config: EnvConfig):
-        self.args, self.config = args, replace(config, visual_split="test")
-        self._workers: Workers | None = None
+        self.args, self.config = args, config
+        self._usual: Workers | None = None
 
-    def run(self, agent: Any, on_step: Callable[[], None]) -> list[Episode]:
-        """Runs the evaluation episodes; see `evaluate`."""
-        args = self.args
-        if self._workers is None:
-            config = replace(self.config, annotator="none")
-            self._workers = Workers(args.env_id, config, min(EVAL_WORKERS, args.eval_episodes))
+    def run(
+        self, agent: Any, at_end: bool, film_to: Path | None, on_step: Callable[[], None]
+    ) -> dict[str, list[Episode]]:
+        """Runs the evaluation episodes of every setting whose time it is, the usual one first; see `evaluate`.
+
+        Args:
+            agent: has `act`.
+            at_end: whether this is the run's last evaluation.
+            film_to: path without its ending; one episode per setting is filmed, see `film`.
+            on_step: called after every step; what it raises ends the evaluation.
+        """
+        episodes = {}
+        for number, setting in enumerate(self.args.eval_settings):
+            if setting.when == "always" or at_end:
+                episodes[setting.name] = self._episodes(agent, setting, number == 0, on_step)
+                if film_to is not None:
+                    path = film_to.with_name(f"{film_to.name}{f'-{setting.name}' if number else ''}.mp4")
+                    self._film(agent, setting, path, on_step)
+        return episodes
+
+    def _episodes(self, agent: Any, setting: Setting, usual: bool, on_step: Callable[[], None]) -> list[Episode]:
+        number = setting.episodes or self.args.eval_episodes
+
+        def run(workers: Workers) -> list[Episode]:
+            return evaluate(agent_policy(agent), workers, number, self.args.frame_stack, on_step)
+
+        def open_workers() -> Workers:
+            config = replace(in_setting(self.config, setting.distraction), annotator="none")
+            return Workers(self.args.env_id, config, min(EVAL_WORKERS, number))
+
+        if not usual:  # seldom needed: nothing of it is held in memory until then
+            with open_workers() as workers:
+                return run(workers)
+        self._usual = self._usual or open_workers()
         try:
-            return evaluate(_policy(agent), self._workers, args.eval_episodes, args.frame_stack, on_step)
+            return run(self._usual)
         except BaseException:  # they are in the middle of their episodes
             self.close()
             raise
 
-    def film(self, agent: Any, on_step: Callable[[], None], path: Path) -> None:
-        """Films the first evaluation episode; see `film`."""
-        args = self.args
-        explain = getattr(agent, "explain", None)
-        film(_policy(agent), args.env_id, self.config, path, args.frame_stack, on_step, explain)
+    def _film(self, agent: Any, setting: Setting, path: Path, on_step: Callable[[], None]) -> None:
+        args, explain = self.args, getattr(agent, "explain", None)
+        config = in_setting(self.config, setting.distraction)
+        film(agent_policy(agent), args.env_id, config, path, args.frame_stack, on_step, explain)
 
     def close(self) -> None:
         """Ends the environments; they are made again when they are needed."""
-        if self._workers is not None:
-            self._workers.close()
-            self._workers = None
+        if self._usual is not None:
+            self._usual.close()
+            self._usual = None
 
 
-def _policy(agent: Any) -> Policy:
+def in_setting(config: EnvConfig, distraction: str) -> EnvConfig:
+    """The same environment under a distraction, whose looks are those kept for testing."""
+    return replace(config, distraction=distraction, visual_split="test")
+
+
+def agent_policy(agent: Any) -> Policy:
+    """An agent without exploration."""
     return lambda observation: agent.act(observation, deterministic=True)

@@ -76,13 +76,16 @@ class RunLogs:
         if self._progress is not None:
             self._progress.set_postfix_str(f"last return {episode.episode_return:.0f}")
 
-    def evaluation(self, env_step: int, agent_step: int, number: int, episodes: list[Episode]) -> None:
-        """Writes a row of eval.csv per episode; `number` training episodes had ended by then."""
-        for index, episode in enumerate(episodes):
-            self.csv["eval"].write([env_step, agent_step, number, index, *_columns(episode)])
-        mean = float(np.mean([episode.episode_return for episode in episodes]))
-        self._scalar("eval/episode_return", mean, env_step)
-        tqdm.write(f"env step {env_step}: evaluation return {mean:.1f} ({len(episodes)} episodes)", sys.stderr)
+    def evaluation(self, env_step: int, agent_step: int, number: int, evaluated: dict[str, list[Episode]]) -> None:
+        """Writes a row of eval.csv per setting, the usual one first, and episode; `number` training episodes had ended
+        by then."""
+        for place, (setting, episodes) in enumerate(evaluated.items()):
+            for index, episode in enumerate(episodes):
+                self.csv["eval"].write([env_step, agent_step, number, index, *_columns(episode), setting])
+            mean = float(np.mean([episode.episode_return for episode in episodes]))
+            self._scalar(f"eval/{setting}/episode_return" if place else "eval/episode_return", mean, env_step)
+            how = f"{len(episodes)} episodes" + (f", {setting}" if len(evaluated) > 1 else "")
+            tqdm.write(f"env step {env_step}: evaluation return {mean:.1f} ({how})", sys.stderr)
 
     def add_update(self, metrics: dict[str, torch.Tensor]) -> None:
         """Keeps the metrics of an update, as tensors: they are read, averaged and checked later, all at once."""

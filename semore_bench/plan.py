@@ -29,6 +29,7 @@ class Planned:
     total_env_steps: int
     action_repeat: int
     replay_bytes: int
+    setting: str
 
     @property
     def name(self) -> str:
@@ -45,15 +46,16 @@ class Planned:
         return read_status(self.job.run_dir).get("env_step") or 0
 
     def final_return(self) -> str:
-        """Mean return of the last evaluation if it is finished, else empty."""
+        """Mean return of the last evaluation in the usual setting if it is finished, else empty."""
         if self.state() != "finished":
             return ""
         try:
             episodes = read_episodes(self.job.run_dir)
         except UnusableRun as reason:
             return f"unknown ({reason})"
-        returns = zip(episodes["env_step"], episodes["episode_return"], strict=True)
-        last = [value for step, value in returns if step == episodes["env_step"][-1]]
+        rows = zip(episodes["env_step"], episodes["setting"], episodes["episode_return"], strict=True)
+        usual = [(step, value) for step, setting, value in rows if setting == self.setting]
+        last = [value for step, value in usual if step == usual[-1][0]]
         return f"{statistics.mean(last):.1f}" if last else "unknown (no evaluation)"
 
 
@@ -110,6 +112,7 @@ def _planned(
         args.total_env_steps,
         args.action_repeat,
         min(decisions, args.replay_capacity) * pixels,
+        args.eval_settings[0].name,
     )
 
 

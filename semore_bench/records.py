@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from semore_bench.eval_settings import CLEAN
 from semore_bench.names import PUBLISHED, printable
 from semore_bench.reading import Absent, Count, Finite, Positive, Share, Unreadable, check_fields, read_csv, read_json
 from wrappers.errors import UserError
@@ -20,7 +21,7 @@ CONFIG = {
     "versions": dict | None,
     "hardware": dict | None,
 }
-ARGS = {"total_env_steps": Positive | None, "eval_every": Positive | None}
+ARGS = {"total_env_steps": Positive | None, "eval_every": Positive | None, "distraction": str | None}
 STATUS = {
     "state": str,
     "error": str | None,
@@ -30,7 +31,13 @@ STATUS = {
     "wall_seconds": Finite | None,
     "heartbeat": Finite | None,
 }
-EPISODES = {"env_step": Count, "episode_return": Finite, "success_any": Share | None, "success_last": Share | None}
+EPISODES = {
+    "env_step": Count,
+    "episode_return": Finite,
+    "success_any": Share | None,
+    "success_last": Share | None,
+    "setting": str | None,
+}
 
 
 class UnusableRun(Exception):
@@ -129,15 +136,18 @@ def read_status(run: Path) -> dict[str, Any]:
 def read_episodes(run: Path, name: str = "eval") -> dict[str, list[Any]]:
     """The columns of `EPISODES` in eval.csv or train.csv, which may be in use; empty where there is none yet.
 
+    Files without settings, as all once were, are about the clean one.
+
     Raises:
         UnusableRun: the file is damaged.
     """
     try:
-        return read_csv(run / f"{name}.csv", EPISODES, growing=True)
+        columns = read_csv(run / f"{name}.csv", EPISODES, growing=True)
     except Absent:
         return {name: [] for name in EPISODES}
     except Unreadable as error:
         raise UnusableRun(f"{name}.csv is damaged: {error}") from None
+    return columns | {"setting": [setting or CLEAN for setting in columns["setting"]]}
 
 
 def find_video(run: Path) -> Path | None:

@@ -19,7 +19,7 @@ from semore_bench.args import flag
 from wrappers.errors import UserError
 
 TRAIN_COLUMNS = "env_step agent_step episode episode_return episode_length success_any success_last".split()
-EVAL_COLUMNS = "env_step agent_step episode eval_episode episode_return episode_length success_any success_last".split()
+EVAL_COLUMNS = [*TRAIN_COLUMNS[:3], "eval_episode", *TRAIN_COLUMNS[3:], "setting"]
 METRIC_COLUMNS = "env_step agent_step metric value".split()
 
 CHECKPOINTS = "agent-step-*.pt"

@@ -322,14 +322,13 @@ class Run:
             self._heartbeat()
             self._stop.raise_if_asked()
 
+        film_to = self.directory / "videos" / f"env-step-{self.env_step:09d}" if self.args.capture_video else None
         try:
-            episodes = self._evaluator.run(agent, on_step)
-            if self.args.capture_video:
-                path = self.directory / "videos" / f"env-step-{self.env_step:09d}.mp4"
-                self._evaluator.film(agent, on_step, path)
+            at_end = self.env_step >= self.args.total_env_steps
+            evaluated = self._evaluator.run(agent, at_end, film_to, on_step)
         except Stopped:  # cut short, and repeated when the run goes on
             return
-        self._logs.evaluation(*self._moment, self.episodes, episodes)
+        self._logs.evaluation(*self._moment, self.episodes, evaluated)
         self._evaluated = self.env_step
 
     # ---- checkpoints ----

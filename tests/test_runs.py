@@ -20,6 +20,8 @@ from tests.waiting import run_to_end, wait_until
 ROOT = Path(__file__).parents[1]
 TOY = {"env_id": "tests.toy_env:Toy-v0", "image_size": 36, "batch_size": 4, "random_steps": 20, "action_repeat": 2}
 TOY |= {"total_env_steps": 500, "eval_every": 200, "eval_episodes": 3, "checkpoint_every": 30, "device": "cpu"}
+# Two environments, and an evaluation in another setting at the end.
+TWO = {"num_envs": 2, "evaluations": ("colour-hard:1",)}
 CARTPOLE = TOY | {"env_id": "dm_control/cartpole-balance-v0", "action_repeat": 8, "total_env_steps": 1300}
 CARTPOLE |= {"eval_every": 1000, "eval_episodes": 1}
 # Named things early and often: annotated frames come in batches, and the grounder learns twice before the last kill.
@@ -36,7 +38,8 @@ SEMORE = CARTPOLE | {
 def command(agent: str, run_dir: Path, settings: dict) -> list[str]:
     words = [sys.executable, str(ROOT / "agents" / f"{agent}.py"), "--run-dir", str(run_dir)]
     for name, value in settings.items():
-        words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
+        values = value if isinstance(value, tuple) else () if value is True else (value,)
+        words += [f"--{name.replace('_', '-')}", *map(str, values)]
     return words
 
 
@@ -103,7 +106,7 @@ def assert_same(run_dir: Path, reference: Path) -> None:
 def toy_run(tmp_path_factory) -> Path:
     """An uninterrupted run of the twin on two toy environments."""
     directory = tmp_path_factory.mktemp("toy") / "run"
-    call(drq_sac, directory, num_envs=2)
+    call(drq_sac, directory, **TWO)
     return directory
 
 
@@ -132,7 +135,7 @@ def _agent_step_now(run_dir: Path) -> int:
 
 
 def test_two_environments_killed_in_the_middle_of_their_episodes(tmp_path, toy_run):
-    killed, settings = tmp_path / "killed", TOY | {"num_envs": 2}
+    killed, settings = tmp_path / "killed", TOY | TWO
     for moment in (30, 150):
         process = start("drq_sac", killed, settings)
         wait_for(process, killed, lambda moment=moment: agent_step(killed) >= moment)
@@ -145,14 +148,14 @@ def test_two_environments_killed_in_the_middle_of_their_episodes(tmp_path, toy_r
 
 
 def test_interrupt_saves_at_once_and_the_run_goes_on(tmp_path, toy_run):
-    stopped, settings = tmp_path / "stopped", TOY | {"num_envs": 2, "checkpoint_every": 30}
+    stopped, settings = tmp_path / "stopped", TOY | TWO
     process = start("drq_sac", stopped, settings)
     wait_for(process, stopped, lambda: agent_step(stopped) >= 60)
     process.send_signal(signal.SIGINT)
     wait_for(process, stopped, lambda: process.poll() is not None)
     assert process.returncode == 130
     assert json.loads((stopped / "status.json").read_text())["state"] == "stopped"
-    call(drq_sac, stopped, num_envs=2)
+    call(drq_sac, stopped, **TWO)
     assert_same(stopped, toy_run)
     assert json.loads((stopped / "status.json").read_text())["state"] == "finished"
 
@@ -161,11 +164,14 @@ def test_logs_have_the_promised_columns_and_count_simulator_steps(toy_run):
     train, evaluation = pd.read_csv(toy_run / "train.csv"), pd.read_csv(toy_run / "eval.csv")
     columns = "env_step agent_step episode episode_return episode_length success_any success_last".split()
     assert list(train) == columns
-    assert list(evaluation) == [*columns[:3], "eval_episode", *columns[3:]]
+    assert list(evaluation) == [*columns[:3], "eval_episode", *columns[3:], "setting"]
     assert train.env_step.is_monotonic_increasing
     assert (train.episode_length <= 25).all(), "the time limit is in simulator steps"
     assert train.episode_length.sum() <= train.env_step.iloc[-1]
-    assert evaluation.groupby("env_step").eval_episode.apply(list).tolist() == [[0, 1, 2]] * 3
+    found = {place: rows.eval_episode.tolist() for place, rows in evaluation.groupby(["env_step", "setting"])}
+    steps = evaluation.env_step.unique().tolist()
+    assert found == {(step, "clean"): [0, 1, 2] for step in steps} | {(steps[-1], "colour-hard"): [0]}
+    assert len(steps) == 3
     assert evaluation.env_step.max() >= 500, "the last evaluation is at the end of the budget"
     assert (train.success_any >= train.success_last).all()
     config = json.loads((toy_run / "config.json").read_text())
@@ -176,7 +182,7 @@ def test_logs_have_the_promised_columns_and_count_simulator_steps(toy_run):
 
 def test_a_finished_run_is_left_alone(toy_run, capsys):
     before = (toy_run / "eval.csv").read_bytes()
-    call(drq_sac, toy_run, num_envs=2)
+    call(drq_sac, toy_run, **TWO)
     assert "is finished" in capsys.readouterr().out
     assert (toy_run / "eval.csv").read_bytes() == before
 
@@ -192,7 +198,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, toy_run, cap
     with monkeypatch.context() as patch:
         patch.setattr(drq_sac.Agent, "update", crash)
         with pytest.raises(ZeroDivisionError):
-            call(drq_sac, run_dir, num_envs=2)
+            call(drq_sac, run_dir, **TWO)
     status = json.loads((run_dir / "status.json").read_text())
     assert (status["state"], status["error"]) == ("failed", "ZeroDivisionError: a bug of the user's")
     newest = max((run_dir / "checkpoint").glob("*.pt"))
@@ -201,9 +207,21 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, toy_run, cap
     newest.write_bytes(content)
     unfinished = newest.with_name(f".{newest.name}.4711")  # as a kill leaves it
     unfinished.write_bytes(content[:100])
-    call(drq_sac, run_dir, num_envs=2)
+    call(drq_sac, run_dir, **TWO)
     assert not unfinished.exists()
     assert "cannot be read" in capsys.readouterr().err
+    assert_same(run_dir, toy_run)
+
+
+def test_killed_in_the_last_evaluation_all_settings_are_evaluated_again(tmp_path, toy_run):
+    """Some rows of it are written then, and the checkpoint before it is the newest."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(toy_run, run_dir)
+    max((run_dir / "checkpoint").glob("*.pt")).unlink()
+    rows = (run_dir / "eval.csv").read_text().splitlines(keepends=True)
+    assert rows[-1].endswith(",colour-hard\n")
+    (run_dir / "eval.csv").write_text("".join(rows[:-2]))
+    call(drq_sac, run_dir, **TWO)
     assert_same(run_dir, toy_run)
 
 
@@ -235,11 +253,11 @@ def refused(capsys, module, run_dir, **settings) -> str:
 
 
 def test_a_changed_setting_is_refused_and_named(toy_run, capsys):
-    message = refused(capsys, drq_sac, toy_run, num_envs=2, batch_size=5, seed=4)
+    message = refused(capsys, drq_sac, toy_run, **TWO, batch_size=5, seed=4)
     assert "--batch-size was 4 and now is 5" in message
     assert "--seed was 1 and now is 4" in message
     assert "--fresh" in message
-    assert "--agent was drq_sac and now is semore_sac" in refused(capsys, semore_sac, toy_run, num_envs=2)
+    assert "--agent was drq_sac and now is semore_sac" in refused(capsys, semore_sac, toy_run, **TWO)
 
 
 def test_fresh_starts_over(tmp_path):
@@ -267,7 +285,7 @@ def test_an_agent_that_was_changed_is_said_to_be(tmp_path, toy_run, capsys, monk
     run_dir = tmp_path / "run"
     shutil.copytree(toy_run, run_dir)
     monkeypatch.setattr("semore_bench.runs.refuse_changes", lambda *_: None)
-    assert "has its file been changed" in refused(capsys, drq_sac, run_dir, num_envs=2, feature_dim=7)
+    assert "has its file been changed" in refused(capsys, drq_sac, run_dir, **TWO, feature_dim=7)
 
 
 def test_a_folder_that_is_no_run_is_not_touched(tmp_path, capsys):

@@ -3,13 +3,18 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from semore_bench import listing, suites
+from semore_bench.args import CommonArgs
 from semore_bench.envs import make_env
+from semore_bench.eval_settings import Setting, all_settings, read_word
 from semore_bench.workers import ACTION_SPACES
 from wrappers.errors import UserError
 
 CONTINUOUS = ["smoke", "dmc-lite", "dmc-100k", "metaworld-lite", "metaworld", "driving-lite"]
+CONTINUOUS += ["dmc-generalization-lite", "dmc-distractions-lite"]
 
 GOOD = """
 name = "mine"
@@ -26,6 +31,20 @@ tau = 1
 agent = "semore_sac"
 motion = false
 
+[[evaluations]]
+name = "clean"
+distraction = "none"
+
+[[evaluations]]
+name = "wild"
+distraction = "background-hard"
+episodes = 7
+when = "always"
+
+[[evaluations]]
+name = "colour-easy"
+distraction = "colour-easy"
+
 [[tasks]]
 env_id = "A-v0"
 total_env_steps = 100
@@ -41,6 +60,8 @@ n_step = 5
 n_step = 7
 batch_size = 9
 """
+
+WORDS = ["clean=none", "wild=background-hard:7:always", "colour-easy=colour-easy"]
 
 OWN_AGENT = """
 from dataclasses import dataclass
@@ -136,6 +157,7 @@ def test_the_more_special_setting_wins(tmp_path):
     a, b = suite.tasks
     assert suite.flags(drq, a) == {
         "env_id": "A-v0",
+        "evaluations": WORDS,
         "preset": "lite",
         "batch_size": 8,
         "n_step": 3,
@@ -147,6 +169,7 @@ def test_the_more_special_setting_wins(tmp_path):
     assert (ablation.name, ablation.file.stem) == ("semore_no_motion", "semore_sac")
     assert suite.flags(ablation, b) == {
         "env_id": "B-v0",
+        "evaluations": WORDS,
         "preset": "lite",
         "batch_size": 8,
         "motion": False,
@@ -164,6 +187,70 @@ def test_flags_as_they_are_typed_are_understood_by_the_agents_own_parser(tmp_pat
     agent = suites.load_suite("smoke").agent(str(tmp_path / "own.py"))
     args = tyro.cli(agent.args, args=suites.command_line(flags))
     assert args == agent.args(**flags | {"layers": (4, 5)})
+
+
+def test_listed_evaluations_become_the_settings_of_every_run(tmp_path):
+    suite = load(tmp_path, GOOD)
+    (drq,) = suites.check(suite, ["drq_sac"])
+    args = drq.args(**suite.flags(drq, suite.tasks[0]))
+    assert args.eval_settings == (
+        Setting("clean", "none", None, "always"),
+        Setting("wild", "background-hard", 7, "always"),
+        Setting("colour-easy", "colour-easy"),
+    )
+    alone = load(
+        tmp_path,
+        GOOD.replace("[[tasks]]", "[agents.drq_sac]\nevaluations = []\n\n[[tasks]]", 1).replace(
+            "[agents.drq_sac]\nn_step = 3\ntau = 1\n", ""
+        ),
+    )
+    assert [setting.name for setting in drq.args(**alone.flags(drq, alone.tasks[0])).eval_settings] == ["clean"]
+
+
+def test_the_usual_setting_is_that_of_the_training():
+    assert [s.name for s in all_settings("none", ["wild=all-hard:3"])] == ["clean", "wild"]
+    assert all_settings("colour-easy", ["none"]) == (
+        Setting("colour-easy", "colour-easy", when="always"),
+        Setting("clean", "none"),
+    )
+    (suite,) = (suites.load_suite("dmc-distractions-lite"),)
+    (agent,) = suites.check(suite, ["drq_sac"])
+    assert [s.name for s in agent.args(**suite.flags(agent, suite.tasks[0])).eval_settings] == [
+        "background-medium",
+        "clean",
+    ]
+
+
+@given(
+    st.from_regex(r"\w[\w.-]{0,59}", fullmatch=True).filter(str.isascii),
+    st.sampled_from(["none", "background-hard", "camera-0.5-static"]),
+    st.none() | st.integers(1, 999_999),
+    st.sampled_from(["end", "always"]),
+)
+def test_a_setting_is_read_as_it_is_typed(name, distraction, episodes, when):
+    setting = Setting(name, distraction, episodes, when)
+    assert read_word(setting.word) == setting
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["backgruond-hard"], "background-hard"),
+        (["a=background-hard:0"], "background-hard:0"),
+        (["a=background-hard:always:3"], "background-hard:always"),
+        (["=background-hard"], "up to 60 letters"),
+        (["a/b=background-hard"], "up to 60 letters"),
+        (["background-hard", "background-hard"], "names background-hard twice"),
+        (["clean=background-hard"], "clean is what every run is evaluated in"),
+        (["none:3"], "clean is what every run is evaluated in"),
+        (["a\nb"], "unknown distraction"),
+    ],
+)
+def test_misspelt_settings_are_answered_in_one_line(words, message):
+    with pytest.raises(UserError) as caught:
+        CommonArgs(evaluations=tuple(words)).resolve()
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_agents_of_ones_own(tmp_path):
@@ -202,6 +289,14 @@ def test_agents_of_ones_own(tmp_path):
         ("[agents.drq_sac]", "[agents.drq_sak]", "there is no agent 'drq_sak'; did you mean 'drq_sac'?"),
         ('agent = "semore_sac"', 'agent = "semore"', "there is no agent 'semore'; did you mean 'semore_sac'?"),
         ('agent = "semore_sac"', 'agent = "own.py"', "there is no agent file"),
+        ('name = "wild"', "", "[[evaluations]] number 2: name is missing"),
+        ('name = "wild"', 'name = "a/b"', "[[evaluations]] number 2: name must be up to 60 letters"),
+        ('name = "wild"', 'name = "clean"', "[[tasks]] A-v0: --evaluations clean=background-hard"),
+        ('name = "wild"', 'name = "colour-easy"', "--evaluations names colour-easy twice"),
+        ('"background-hard"', '"backgruond-hard"', "[[evaluations]] number 2: unknown distraction 'backgruond-hard'"),
+        ("episodes = 7", "episodes = 0", "[[evaluations]] number 2: episodes must be a whole number of at least 1"),
+        ("episodes = 7", "episode = 7", "[[evaluations]] number 2: unknown key 'episode'"),
+        ('"always"', '"often"', '[[evaluations]] number 2: when must be one of "end", "always", got "often"'),
         ('env_id = "A-v0"', "", "[[tasks]] number 1: env_id is missing"),
         (
             "total_env_steps = 100",

@@ -7,16 +7,25 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_type_hints
 
 from semore_bench import listing
 from semore_bench.args import CommonArgs, flag
+from semore_bench.eval_settings import Setting, read_table
 from semore_bench.families import Task
 from semore_bench.names import did_you_mean
 from semore_bench.reading import Absent, Finite, Positive, Unreadable, check_fields, described, fits, read_toml, spelt
 from wrappers.errors import UserError
 
-TOP = {"name": str, "description": str | None, "settings": dict | None, "agents": dict | None, "tasks": list[dict]}
+TOP = {
+    "name": str,
+    "description": str | None,
+    "settings": dict | None,
+    "agents": dict | None,
+    "tasks": list[dict],
+    "evaluations": list[dict] | None,
+}
 TASK = {"env_id": str, "total_env_steps": Positive, "bounds": tuple[Finite, Finite] | None, "agents": dict | None}
 """what a suite and a task of it may hold, besides flags"""
 SWEEP_FLAGS = {"seed": "--seeds", "run_dir": "--runs-dir", "fresh": "another --runs-dir"}
@@ -25,11 +34,12 @@ SWEEP_FLAGS = {"seed": "--seeds", "run_dir": "--runs-dir", "fresh": "another --r
 
 @dataclass(frozen=True)
 class Agent:
-    """An agent as a suite names it: its file, and the dataclass of its flags."""
+    """An agent as a suite names it: its file, the dataclass of its flags, and all else that the file defines."""
 
     name: str
     file: Path
     args: type[CommonArgs]
+    module: ModuleType
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,7 @@ class Suite:
 
     `settings`: flags of all agents. `agents`: flags of single ones; `agent` among them names the file that is meant,
     so that a suite may hold an agent twice, with other flags. The more special wins: settings, agent, task, agent on
-    that task.
+    that task. `evaluations`: the settings in which all are evaluated, which become the flag of that name.
     """
 
     file: Path
@@ -60,6 +70,7 @@ class Suite:
     settings: Mapping[str, Any]
     agents: Mapping[str, Mapping[str, Any]]
     tasks: tuple[SuiteTask, ...]
+    evaluations: tuple[Setting, ...] = ()
 
     def agent(self, name: str) -> Agent:
         """The agent of that name in this suite or in `agents/`, or in a file of the user's.
@@ -85,7 +96,9 @@ class Suite:
             UserError: a flag is unknown, or its value of the wrong type or out of range; says where in the file.
         """
         place = f"[[tasks]] {task.env_id}"
+        listed = {"evaluations": [setting.word for setting in self.evaluations]}
         sources = {
+            "[[evaluations]]": listed if self.evaluations else {},
             "[settings]": self.settings,
             f"[agents.{agent.name}]": {k: v for k, v in self.agents.get(agent.name, {}).items() if k != "agent"},
             place: task.flags,
@@ -151,7 +164,11 @@ def _read_suite(file: Path) -> Suite:
     ids = [task.env_id for task in tasks]
     if twice := {env_id for env_id in ids if ids.count(env_id) > 1}:
         raise Unreadable(f"[[tasks]]: {min(twice)} is there more than once")
-    return Suite(file, content["name"], content["settings"] or {}, agents, tuple(tasks))
+    evaluations = [
+        read_table(table, f"[[evaluations]] number {number}")
+        for number, table in enumerate(content["evaluations"] or (), 1)
+    ]
+    return Suite(file, content["name"], content["settings"] or {}, agents, tuple(tasks), tuple(evaluations))
 
 
 def _read_task(table: dict[str, Any], number: int) -> SuiteTask:
@@ -239,4 +256,4 @@ def load_agent(name: str, file: Path) -> Agent:
         args()
     except Exception as error:
         raise UserError(f"{file}: Args cannot be made: {type(error).__name__}: {error}; run it with --help") from error
-    return Agent(name, file, args)
+    return Agent(name, file, args, module)
