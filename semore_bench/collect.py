@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from semore_bench.eval_settings import CLEAN, setting_of
 from semore_bench.families import Task
 from semore_bench.names import folder_name, printable
 from semore_bench.published import read_published
@@ -66,12 +67,19 @@ def collect(folders: Sequence[str | Path], suite: str | None = None, published: 
     runs.sort(key=lambda record: (record["task"], record["agent"], record["seed"]))
     notes += [note for note in _unequal_settings(runs) if note not in notes]
     evaluations = tidy(pd.DataFrame([row for *_, rows in chosen.values() for row in rows], columns=list(COLUMNS)))
+    usual = _usual(runs)
     if published:
-        theirs, left_out = read_published(Path(published), tasks)
+        theirs, left_out = read_published(Path(published), tasks, usual)
         evaluations = tidy(pd.concat([evaluations, tidy(theirs)]))
         notes += left_out
     settings, environments = _factor(runs)
-    return Results(title, tasks, evaluations, tuple(runs), tuple(environments), settings, tuple(notes))
+    return Results(title, tasks, evaluations, tuple(runs), tuple(environments), settings, tuple(notes), usual=usual)
+
+
+def _usual(runs: Sequence[dict[str, Any]]) -> str:
+    """The setting that most runs are trained in: for the others, whose scores are left out there, it is another's."""
+    counts = Counter(setting_of(record["settings"]) for record in runs if record["settings"])
+    return max(counts, key=lambda setting: (counts[setting], setting == CLEAN, setting), default=CLEAN)
 
 
 def _choose(found: Iterable[Piece], tasks: set[str]) -> dict[tuple[str, str, int], Piece]:
@@ -151,13 +159,19 @@ def read_run(run: Path) -> tuple[dict[str, Any], Rows, list[str]]:
     every = args.get("eval_every") or 1
     # An evaluation takes place at the first decision that reaches its step.
     due = [step // every * every if step < budget else budget for step in columns["env_step"]]
-    by_step: dict[int, list[int]] = defaultdict(list)
-    for index, step in enumerate(due):
-        by_step[step].append(index)
+    together: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for index, (setting, step) in enumerate(zip(columns["setting"], due, strict=True)):
+        together[setting, step].append(index)
     identity = {"agent": config["agent"], "task": config["env_id"], "seed": config["seed"]}
     rows = [
-        (*identity.values(), step, len(of), *(_mean([columns[name][index] for index in of]) for name in SCORES))
-        for step, of in by_step.items()
+        (
+            *identity.values(),
+            step,
+            len(of),
+            *(_mean([columns[name][index] for index in of]) for name in SCORES),
+            setting,
+        )
+        for (setting, step), of in together.items()
     ]
     try:
         video = find_video(run)
@@ -230,13 +244,15 @@ def read_suite(suite: str) -> tuple[str, tuple[Task, ...]]:
     return loaded.name, tuple(task.scored for task in loaded.tasks)
 
 
-def open_results(folders: Sequence[Path], suite: str | None = None, published: Path | None = None) -> Results:
-    """`load` of one folder of results, or `collect` of everything else.
+def open_results(
+    folders: Sequence[Path], suite: str | None = None, published: Path | None = None, setting: str | None = None
+) -> Results:
+    """`load` of one folder of results, or `collect` of everything else, asked for an evaluation setting.
 
     Without any run of one's own, published numbers can be seen alone.
     """
     if suite and published and [*folders] == [RUNS] and not any(RUNS.rglob("seed-*")):
         folders = ()
     if len(folders) == 1 and (folders[0] / PROVENANCE).exists() and not suite and not published:
-        return load(folders[0])
-    return collect(folders, suite, published)
+        return load(folders[0]).choose(setting)
+    return collect(folders, suite, published).choose(setting)

@@ -22,6 +22,7 @@ from rich.markup import escape
 
 from semore_bench.collect import open_results
 from semore_bench.estimates import bootstrap, iqm, iqm_of_all, mean
+from semore_bench.eval_settings import CLEAN, setting_of
 from semore_bench.names import printable, shorten
 from semore_bench.records import UnusableRun, find_runs, read_config, read_episodes
 from semore_bench.scores import PROVENANCE, Results, in_order
@@ -95,9 +96,10 @@ def plot(
     output: Path = Path("curves.png"),
     metric: Metric = "episode_return",
     aggregate: Literal["mean", "iqm"] = "iqm",
-    kind: Literal["curves", "profiles", "efficiency"] = "curves",
+    kind: Literal["curves", "profiles", "efficiency", "settings"] = "curves",
     suite: str | None = None,
     published: Path | None = None,
+    setting: str | None = None,
 ) -> None:
     """Draw learning curves: a panel per environment, a colour per agent, a thin line per seed.
 
@@ -106,17 +108,18 @@ def plot(
         output: Where the figure goes; the ending decides the format: .png, .svg or .pdf.
         metric: What curves show: the return, or the share of successful episodes.
         aggregate: The bold line over seeds: their mean, or the mean of their middle half with its 95% interval.
-        kind: Curves, or, over all tasks: performance profiles (the share of runs above each score), or sample
-            efficiency (the IQM after a quarter, half and all of the budget).
+        kind: Curves, or, over all tasks: performance profiles (the share of runs above each score), sample efficiency
+            (the IQM after a quarter, half and all of the budget), or settings (the IQM in each evaluation setting).
         suite: Suite by name or file: the tasks to draw.
         published: CSV file with numbers to show beside, see `semore-bench table`.
+        setting: Evaluation setting to draw, such as background-hard (default: the one that the runs were trained in).
     """
     console = Console(highlight=False, soft_wrap=True)
     if kind != "curves" or suite or published or any((folder / PROVENANCE).exists() for folder in runs):
-        results = open_results(runs, suite, published)
+        results = open_results(runs, suite, published, setting)
         for note in results.notes:
             console.print(f"[yellow]note[/] {escape(note)}")
-        draw = {"profiles": plot_profiles, "efficiency": plot_efficiency}.get(kind)
+        draw = {"profiles": plot_profiles, "efficiency": plot_efficiency, "settings": plot_settings}.get(kind)
         figure = draw(results) if draw else plot_curves(results_curves(results, metric), None, metric, aggregate)
         save(figure, output)
         console.print(f"drew {len(results.agents)} agents on {len(results.tasks)} tasks: {escape(str(output))}")
@@ -127,7 +130,7 @@ def plot(
         console.print(f"[yellow]note[/] {escape(printable(note))}")
     for run in found.runs:
         try:
-            curves.append(load_curve(run, metric))
+            curves.append(load_curve(run, metric, setting))
         except UnusableRun as reason:
             skipped += 1
             console.print(f"[yellow]skipped[/] {escape(printable(f'{run}: {reason}'))}")
@@ -139,7 +142,8 @@ def plot(
             "folder of one sweep, or a --suite"
         )
     if not curves:
-        raise UserError(f"nothing to draw in {' '.join(map(str, runs))}: no run has finished an episode yet")
+        what = "has finished an episode yet" if setting is None else f"was evaluated in the setting {setting}"
+        raise UserError(f"nothing to draw in {' '.join(map(str, runs))}: no run {what}")
     plot_curves(curves, output, metric, aggregate)
     console.print(f"drew {len(curves)} of {len(curves) + skipped} runs: {escape(str(output))}")
 
@@ -157,28 +161,31 @@ def plot_runs(
     return plot_curves([load_curve(run, metric) for run in find_runs(run_dirs).runs], output, metric, aggregate)
 
 
-def load_curve(run: Path, metric: Metric = "episode_return") -> Curve:
+def load_curve(run: Path, metric: Metric = "episode_return", setting: str | None = None) -> Curve:
     """Reads a run's learning curve: evaluations, averaged per step, or training episodes if there are none.
 
-    A row that is being written at this moment is left out. Raises `UnusableRun` if there is nothing to draw.
+    `setting`: of the evaluations; None for the usual one. A row that is being written at this moment is left out.
+    Raises `UnusableRun` if there is nothing to draw.
     """
     config = read_config(run)
-    for name in ("eval", "train"):
+    for name in ("eval", "train") if setting is None else ("eval",):
         episodes = read_episodes(run, name)
+        wanted = setting if setting is not None else setting_of(config["args"]) if name == "eval" else CLEAN
         by_step: dict[int, list[float]] = defaultdict(list)
-        for step, value in zip(episodes["env_step"], episodes[metric], strict=True):
-            if value is not None:
+        for step, value, where in zip(episodes["env_step"], episodes[metric], episodes["setting"], strict=True):
+            if value is not None and where == wanted:
                 by_step[step].append(value)
         if by_step:
             steps = np.array(sorted(by_step))
             values = np.array([fmean(by_step[step]) for step in steps])
             return Curve(config["env_id"], config["agent"], config["seed"], steps, values, name == "eval")
-    raise UnusableRun(f"no {AXIS_LABELS[metric]} in eval.csv or train.csv yet")
+    where = "in eval.csv or train.csv" if setting is None else f"of the setting {setting} in eval.csv"
+    raise UnusableRun(f"no {AXIS_LABELS[metric]} {where} yet")
 
 
 def results_curves(results: Results, metric: Metric = "episode_return") -> list[Curve]:
     """A curve per run of `results` that has been evaluated; raises `UserError` if there is none."""
-    rows = results.evaluations.dropna(subset=[metric])
+    rows = results.shown.dropna(subset=[metric])
     curves = [
         Curve(task, agent, seed, run.env_step.to_numpy(), run[metric].to_numpy(), True)
         for (task, agent, seed), run in rows.groupby(["task", "agent", "seed"])
@@ -310,16 +317,28 @@ def plot_efficiency(results: Results) -> Figure:
 
     Without the moments at which not every task was evaluated.
     """
-    looks = agent_looks(results.agents)
     fractions = [fraction for fraction in (0.25, 0.5, 1.0) if fraction in results.fractions or fraction == 1]
+    groups = {f"{fraction:.0%} of the budget": _normalised(results, fraction) for fraction in fractions}
+    return _plot_bars(results, groups)
+
+
+def plot_settings(results: Results) -> Figure:
+    """Draws bars: the IQM over tasks and seeds at the end, with its 95% interval, in each evaluation setting."""
+    scores = {name: results.choose(name).scores().dropna(subset=["normalised"]) for name in results.eval_settings}
+    groups = {name: table for name, table in scores.items() if len(table)}
+    return _plot_bars(results, groups or {results.usual: _normalised(results, 1.0)})
+
+
+def _plot_bars(results: Results, groups: dict[str, pd.DataFrame]) -> Figure:
+    """A group of bars, one for each agent, for each table of `_normalised` scores."""
+    looks = agent_looks(results.agents)
     with matplotlib.rc_context(STYLE):
-        figure = _figure(looks)
+        figure = _figure(looks, len(groups))
         axis = figure.subplots()
         width = 0.8 / len(looks)
         labels: dict[str, str] = {}
         handles: list[BarContainer] = []
-        for group, fraction in enumerate(fractions):
-            scores = _normalised(results, fraction)
+        for group, scores in enumerate(groups.values()):
             by_task, new = _by_task(scores), {a: b for a, b in _labels(scores).items() if a not in labels}
             labels |= new
             for number, (agent, look) in enumerate(looks.items()):
@@ -338,14 +357,14 @@ def plot_efficiency(results: Results) -> Figure:
                     label=new.get(agent),
                 )
                 handles += [bars] * (agent in new)
-        axis.set_xticks(range(len(fractions)), [f"{fraction:.0%} of the budget" for fraction in fractions])
+        axis.set_xticks(range(len(groups)), [shorten(name, LONGEST_LABEL // 3) for name in groups])
         axis.set_ylabel("normalised score (IQM)")
         _add_legend(figure, handles)
     return figure
 
 
-def _figure(looks: dict[str, Look]) -> Figure:
-    return Figure(figsize=(max(5.2, 0.45 * len(looks)), 3.4), layout="constrained")
+def _figure(looks: dict[str, Look], groups: int = 1) -> Figure:
+    return Figure(figsize=(max(5.2, 0.45 * len(looks), 1.3 * groups), 3.4), layout="constrained")
 
 
 def _normalised(results: Results, fraction: float) -> pd.DataFrame:

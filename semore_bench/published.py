@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from semore_bench.eval_settings import CLEAN
 from semore_bench.families import Task
 from semore_bench.names import PUBLISHED
 from semore_bench.reading import Count, Finite, Share, Unreadable, read_csv
@@ -20,12 +21,14 @@ COLUMNS = {
     "episode_return": Finite | None,
     "success_any": Share | None,
     "success_last": Share | None,
+    "setting": str | None,
 }
 
 
-def read_published(path: Path, tasks: Sequence[Task]) -> tuple[pd.DataFrame, list[str]]:
+def read_published(path: Path, tasks: Sequence[Task], usual: str = CLEAN) -> tuple[pd.DataFrame, list[str]]:
     """Rows of a CSV file with the columns agent, task, seed, env_step, and episode_return or, for tasks whose score is
-    the success rate, success_any; and notes on what was left out.
+    the success rate, success_any; and notes on what was left out. A column setting names evaluation settings; where
+    there is none, it is the `usual` one.
 
     A task is known by its id or by its bare name: `walker_walk` is `dm_control/walker-walk-v0`. Agents get a name that
     ends in `PUBLISHED`.
@@ -49,7 +52,8 @@ def read_published(path: Path, tasks: Sequence[Task]) -> tuple[pd.DataFrame, lis
         line, task = row.pop("line"), known[row["task"]]
         if task is None:
             continue
-        key = row["agent"], task.env_id, row["seed"], row["env_step"]
+        row["setting"] = row["setting"] or usual
+        key = row["agent"], task.env_id, row["seed"], row["env_step"], row["setting"]
         if (before := lines.setdefault(key, line)) != line:
             raise UserError(
                 f"{where}: lines {before} and {line} both have {key[0]} on {key[1]}, seed {key[2]}, env step {key[3]}; "

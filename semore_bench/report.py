@@ -15,10 +15,11 @@ import tyro
 
 from semore_bench.collect import open_results
 from semore_bench.estimates import bootstrap, iqm_of_all
+from semore_bench.generalisation import Generalisation, generalisation
 from semore_bench.names import PUBLISHED, printable
 from semore_bench.plots import COLOURS
-from semore_bench.scores import Results
-from semore_bench.tables import ALL, Table, check_baseline, make_notes, make_table, seed_census
+from semore_bench.scores import ALL, Results
+from semore_bench.tables import Table, check_baseline, make_notes, make_table, seed_census
 from wrappers.errors import UserError
 
 PAGE = Path(__file__).parent / "page"
@@ -106,19 +107,11 @@ def page_content(results: Results, baseline: str | None = None) -> dict[str, Any
     """What the page shows, for its script to draw. Before the first finished run there is no leaderboard."""
     agents = results.agents
     check_baseline(results, baseline)
-    try:
-        made = make_table(results, baseline=baseline)
-    except UserError as error:
-        notes = str(error), *make_notes(results, seed_census(results, results.scores()))
-        made = Table(results.title, results.evaluations.iloc[:0].assign(task=[]), notes, baseline)
-    scores = results.scores()
-    final = {(row.agent, row.task, row.seed): row.score for row in scores.itertuples()}
     # None is the colour of the text: black on white, white on black
     palette: list[str | None] = [*COLOURS[:6], None]
     return {
         "title": results.title,
-        "caption": made.caption,
-        "baseline": made.baseline,
+        "baseline": baseline,
         "agents": [
             {
                 "name": agent,
@@ -139,20 +132,42 @@ def page_content(results: Results, baseline: str | None = None) -> dict[str, Any
             for task in results.tasks
         ],
         "all": ALL,
+        "settings": [_in_setting(results.choose(name), baseline) for name in results.eval_settings],
+        "generalisation": _generalisation_content(generalisation(results)),
+        "runs": [{**run} for run in results.runs],  # `embed_videos` changes them
+        "environments": results.environments,
+    }
+
+
+def _in_setting(results: Results, baseline: str | None) -> dict[str, Any]:
+    """What the page shows of the evaluation setting that `results` are asked for."""
+    try:
+        made = make_table(results, baseline=baseline)
+    except UserError as error:
+        notes = str(error), *make_notes(results, seed_census(results, results.scores()))
+        made = Table(results.title, results.evaluations.iloc[:0].assign(task=[]), notes, baseline)
+    scores = results.scores()
+    return {
+        "name": results.setting,
+        "caption": made.caption,
         "rows": made.rows.to_dict("records"),
         "dots": [[row.task, row.agent, row.seed, row.score, row.normalised] for row in scores.itertuples()],
         "curves": _curves(results),
-        "runs": [run | {"score": final.get((run["agent"], run["task"], run["seed"]))} for run in results.runs],
-        "environments": results.environments,
         "notes": made.notes,
     }
+
+
+def _generalisation_content(summary: Generalisation | None) -> dict[str, Any] | None:
+    if summary is None:
+        return None
+    return {"others": summary.settings, "rows": summary.rows.to_dict("records"), "notes": summary.document.notes}
 
 
 def _curves(results: Results) -> dict[str, dict[str, Any]]:
     """Task -> agent -> seeds with their points, and the IQM with its interval and the number of seeds at each step."""
     curves: dict[str, dict[str, Any]] = {ALL: _curves_over_tasks(results)}
     for task in results.tasks:
-        rows = results.evaluations[results.evaluations.task == task.env_id]
+        rows = results.shown[results.shown.task == task.env_id]
         rows = rows.assign(score=rows.success_any if task.success else rows.episode_return).dropna(subset=["score"])
         curves[task.env_id] = {}
         for agent, own in rows.groupby("agent"):

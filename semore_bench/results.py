@@ -7,11 +7,11 @@ from typing import Literal
 import tyro
 
 from semore_bench.collect import collect
-from semore_bench.plots import Metric, plot_curves, plot_efficiency, plot_profiles, results_curves
+from semore_bench.plots import Metric, plot_curves, plot_efficiency, plot_profiles, plot_settings, results_curves
 from semore_bench.plots import save as save_figure
 from semore_bench.report import write_report
 from semore_bench.scores import PROVENANCE, Results, load, save
-from semore_bench.tables import make_table, write_table
+from semore_bench.tables import make_table, write_tables
 from wrappers.errors import UserError
 
 
@@ -67,14 +67,17 @@ def _refuse_loss(collected: Results, folder: Path, folders: tuple[Path, ...]) ->
 
 
 def write_all(folder: Path, baseline: str | None = None) -> None:
-    """Writes table.md, .csv and .tex, curves, profiles and efficiency as .png and .svg, and report.html."""
+    """Writes table.md, .csv and .tex, curves, profiles and efficiency as .png and .svg, and report.html; where there
+    are several evaluation settings, a table of each, one of them all, and settings.png and .svg."""
     loaded = load(folder)
     baseline = baseline or loaded.baseline
-    write_table(make_table(loaded, baseline=baseline), folder)
+    write_tables(loaded, folder, baseline=baseline)
     metric: Metric = "success_any" if all(task.success for task in loaded.tasks) else "episode_return"
     figures = {"curves": plot_curves(results_curves(loaded, metric), metric=metric)}
     if loaded.scores().normalised.notna().any():  # or else no task's best return is known
         figures |= {"profiles": plot_profiles(loaded), "efficiency": plot_efficiency(loaded)}
+        if len(loaded.eval_settings) > 1:
+            figures["settings"] = plot_settings(loaded)
     for name, figure in figures.items():
         for kind in ("png", "svg"):
             save_figure(figure, folder / f"{name}.{kind}")

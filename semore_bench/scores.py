@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from semore_bench.eval_settings import CLEAN
 from semore_bench.families import Task
 from semore_bench.names import PUBLISHED, printable
 from semore_bench.reading import Count, Finite, Positive, Share, Unreadable, check_fields, read_csv, read_json
 from semore_bench.suites import check_bounds
 from wrappers.errors import UserError
 
+ALL = "all tasks"
+"""stands for all tasks together where tasks are named"""
 PROVENANCE = "provenance.json"
 """the file that makes a folder one of results"""
 COLUMNS = {
@@ -28,8 +31,11 @@ COLUMNS = {
     "episode_return": Finite | None,
     "success_any": Share | None,
     "success_last": Share | None,
+    "setting": str | None,
 }
-"""of evaluations, in their order"""
+"""of evaluations, in their order; files in which all are clean have no setting"""
+KEY = ("agent", "task", "seed", "env_step", "setting")
+"""columns that tell evaluations apart"""
 KEPT = {
     "suite": str,
     "tasks": list[dict],
@@ -38,6 +44,7 @@ KEPT = {
     "notes": list[str],
     "baseline": str | None,
     "runs": list[dict],
+    "usual": str | None,
 }
 KEPT_RUN = {
     "agent": str,
@@ -65,7 +72,8 @@ class Results:
     `env_step` is where the evaluation was due: it takes place at the first decision that reaches it. `runs`: a
     JSON-able record per run directory. `environments`: the commits, versions and machines that the runs name by their
     index. `settings`: of each agent, those that all its runs share, and the agent file in `agent`. `notes`: what was
-    left out, and why. `baseline`: the agent that the others were compared with when the results were kept.
+    left out, and why. `baseline`: the agent that the others were compared with when the results were kept. `usual`: the
+    evaluation setting that runs are trained in; `chosen`: the one whose scores and curves are asked for, None for that.
     """
 
     title: str
@@ -76,6 +84,30 @@ class Results:
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     baseline: str | None = None
+    usual: str = CLEAN
+    chosen: str | None = None
+
+    @property
+    def setting(self) -> str:
+        """The evaluation setting of `scores` and all that is made of them."""
+        return self.chosen or self.usual
+
+    @property
+    def eval_settings(self) -> list[str]:
+        """Every setting that something was evaluated in, the usual one first."""
+        return [self.usual, *sorted(set(self.evaluations.setting) - {self.usual})]
+
+    @property
+    def shown(self) -> pd.DataFrame:
+        """The evaluations in `setting`."""
+        return self.evaluations[self.evaluations.setting == self.setting]
+
+    def choose(self, setting: str | None) -> "Results":
+        """The same results, asked for another evaluation setting; raises `UserError` if there is none of that name."""
+        if setting is not None and setting not in self.eval_settings:
+            known = " or ".join(map(printable, self.eval_settings))
+            raise UserError(f"--setting {printable(setting)}: nothing was evaluated there; expected {known}")
+        return dataclasses.replace(self, chosen=setting)
 
     @property
     def agents(self) -> list[str]:
@@ -86,7 +118,7 @@ class Results:
     @property
     def fractions(self) -> list[float]:
         """Shares of the budget at which every task was evaluated, ascending; for published rows alone, tenths."""
-        own = self.evaluations[~self.evaluations.agent.str.endswith(PUBLISHED)]
+        own = self.shown[~self.shown.agent.str.endswith(PUBLISHED)]
         if not len(own):
             return [tenth / 10 for tenth in range(1, 11)]
         budgets = {task.env_id: task.total_env_steps for task in self.tasks}
@@ -103,10 +135,11 @@ class Results:
                 end of each task's budget.
             fraction: of the budget, if `at` is None.
         """
-        parts = [self.evaluations.iloc[:0].assign(score=[], normalised=[])]
+        shown = self.shown
+        parts = [shown.iloc[:0].assign(score=[], normalised=[])]
         for task in self.tasks:
             step = round(task.total_env_steps * fraction) if at is None else at
-            rows = self.evaluations[self.evaluations.task == task.env_id]
+            rows = shown[shown.task == task.env_id]
             by_run = rows.groupby(["agent", "seed"])["env_step"]
             # Published curves may end an evaluation before a round number: the distance of their points is forgiven.
             spacing = by_run.diff().groupby([rows.agent, rows.seed]).transform("max").fillna(0)
@@ -131,7 +164,7 @@ class Results:
                 continue
             low, high = task.bounds
             wanted = np.array([round(task.total_env_steps * fraction) for fraction in fractions])
-            rows = self.evaluations[self.evaluations.task == task.env_id]
+            rows = self.shown[self.shown.task == task.env_id]
             seeds: dict[str, list[np.ndarray]] = defaultdict(list)
             for (agent, _), run in rows.groupby(["agent", "seed"]):
                 steps = run.env_step.to_numpy()
@@ -154,7 +187,7 @@ def in_order(agents: Iterable[str], evaluated: Iterable[tuple[str, str]]) -> lis
 def tidy(table: pd.DataFrame) -> pd.DataFrame:
     """The columns of evaluations in their order and types, sorted."""
     kinds = dict.fromkeys(("seed", "env_step", "episodes"), int) | dict.fromkeys(SCORES, float)
-    return table[list(COLUMNS)].astype(kinds).sort_values(list(COLUMNS)[:4], ignore_index=True)
+    return table[list(COLUMNS)].astype(kinds).sort_values(list(KEY), ignore_index=True)
 
 
 # ---- folders of results ----
@@ -179,8 +212,13 @@ def save(results: Results, folder: Path) -> None:
         "baseline": results.baseline,
         "runs": shown,
     }
+    evaluations = results.evaluations
+    if results.usual != CLEAN:
+        provenance["usual"] = results.usual
+    if (evaluations.setting == CLEAN).all():
+        evaluations = evaluations.drop(columns="setting")
     folder.mkdir(parents=True, exist_ok=True)
-    results.evaluations.to_csv(folder / "evaluations.csv", index=False, lineterminator="\n")
+    evaluations.to_csv(folder / "evaluations.csv", index=False, lineterminator="\n")
     (folder / PROVENANCE).write_text(json.dumps(provenance, indent=1) + "\n", "utf-8")
 
 
@@ -211,7 +249,8 @@ def _load(folder: Path) -> Results:
     try:
         columns = read_csv(folder / "evaluations.csv", COLUMNS)
         lines: dict[tuple[Any, ...], int] = {}
-        for line, *key in zip(columns.pop("line"), *(columns[name] for name in list(COLUMNS)[:4]), strict=True):
+        columns["setting"] = [setting or CLEAN for setting in columns["setting"]]
+        for line, *key in zip(columns.pop("line"), *(columns[name] for name in KEY), strict=True):
             if key[1] not in budgets:
                 raise Unreadable(f"line {line}, column task: {key[1]} is not among the tasks in {PROVENANCE}")
             if lines.setdefault(tuple(key), line) != line:
@@ -227,6 +266,7 @@ def _load(folder: Path) -> Results:
         kept["settings"],
         tuple(map(printable, kept["notes"])),
         kept["baseline"],
+        kept["usual"] or CLEAN,
     )
 
 

@@ -1,8 +1,7 @@
 """`semore-bench table`: agents compared per task and over a suite, with intervals and every seed accounted for."""
 
-import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +11,12 @@ import tyro
 
 from semore_bench.collect import open_results
 from semore_bench.estimates import aggregate, bootstrap, probability_of_improvement
-from semore_bench.names import PUBLISHED, printable
-from semore_bench.scores import Results
+from semore_bench.generalisation import generalisation
+from semore_bench.names import PUBLISHED, folder_name
+from semore_bench.scores import ALL, Results
+from semore_bench.table_text import Document, as_latex, as_markdown, rounded, with_interval
 from wrappers.errors import UserError
 
-ALL = "all tasks"
 STATISTICS = ("mean", "median", "iqm", "optimality_gap")
 
 
@@ -41,9 +41,12 @@ def table(
     baseline: str | None = None,
     at: int | None = None,
     published: Path | None = None,
+    setting: str | None = None,
     output: Path | None = None,
 ) -> None:
     """Compare agents: mean, median, IQM with 95% intervals, optimality gap, success, and how many seeds there are.
+
+    Runs that were evaluated in several settings are compared in that of their training; a table of the others follows.
 
     Args:
         runs: Run directories, folders with some anywhere inside, or a folder of results.
@@ -51,22 +54,41 @@ def table(
         baseline: Agent against which the probability of improvement is given.
         at: Env step at which agents are compared (default: the end of each task's budget).
         published: CSV file (agent, task, seed, env_step, episode_return) with numbers to show beside, marked as such.
-        output: Folder for table.md, table.csv and table.tex.
+        setting: Evaluation setting, such as background-hard (default: the one that the runs were trained in).
+        output: Folder for table.md, table.csv and table.tex, and such of each setting if there are several.
     """
-    made = make_table(open_results(runs, suite, published), at, baseline)
+    results = open_results(runs, suite, published, setting)
+    made = make_table(results, at, baseline)
+    texts = [markdown(made)]
+    if setting is None and (summary := generalisation(results, at)):
+        texts.append(as_markdown(summary.document))
     if output is not None:
-        write_table(made, output)
-    print(markdown(made), end="")
+        write_tables(results, output, at, baseline)
+    print("\n".join(texts), end="")
     if output is not None:
         print(f"\nwrote table.md, table.csv and table.tex to {output}")
 
 
-def write_table(made: Table, folder: Path) -> None:
-    """Writes table.md, table.csv and table.tex."""
+def write_tables(results: Results, folder: Path, at: int | None = None, baseline: str | None = None) -> None:
+    """Writes table.md, .csv and .tex; of other settings table-<setting>, and generalisation, which compares them."""
+    write_table(make_table(results.choose(None), at, baseline), folder)
+    for other in map(results.choose, results.eval_settings[1:]):
+        if len(other.scores(at)):
+            write_table(make_table(other, at, baseline), folder, f"table-{folder_name(other.setting)}")
+    if summary := generalisation(results, at):
+        _write(summary.document, summary.rows, folder, "generalisation")
+
+
+def write_table(made: Table, folder: Path, name: str = "table") -> None:
+    """Writes it as Markdown, CSV and LaTeX."""
+    _write(_document(made), made.rows, folder, name)
+
+
+def _write(document: Document, rows: pd.DataFrame, folder: Path, name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(markdown(made), "utf-8")
-    (folder / "table.tex").write_text(latex(made), "utf-8")
-    made.rows.round(6).to_csv(folder / "table.csv", index=False, lineterminator="\n")
+    (folder / f"{name}.md").write_text(as_markdown(document), "utf-8")
+    (folder / f"{name}.tex").write_text(as_latex(document), "utf-8")
+    rows.round(6).to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
 
 
 # ---- numbers ----
@@ -97,6 +119,8 @@ def make_table(results: Results, at: int | None = None, baseline: str | None = N
     frame = frame.drop(columns=["order", "part"]).reset_index(drop=True)
     where = "the end of each task's budget" if at is None else f"{at:,} env steps"
     caption = f"{results.title} at {where}, {len(results.tasks)} task{'s' * (len(results.tasks) > 1)}"
+    if results.setting != results.usual:
+        caption += f", evaluated in {results.setting}"
     return Table(caption, frame, tuple(make_notes(results, census)), baseline)
 
 
@@ -187,6 +211,8 @@ def make_notes(results: Results, census: pd.DataFrame) -> Iterator[str]:
     begun = census[["scored", "failed", "unfinished"]].map(len).sum(axis=1) > 0
     tried = set(census.task[begun])
     words = {"unfinished": "not there yet", "missing": "missing", "extra": "extra: most others lack it"}
+    if results.setting != results.usual:
+        words["unfinished"] = f"not evaluated in {results.setting}"
     uneven: dict[tuple[str, str], list[str]] = {}  # agent and what of its seeds -> tasks
     for row in census[begun].itertuples():
         for seed in row.failed:
@@ -225,55 +251,23 @@ def make_notes(results: Results, census: pd.DataFrame) -> Iterator[str]:
 
 def markdown(made: Table) -> str:
     """The table as Markdown."""
-    return _document(
-        made,
-        caption=lambda text: f"# {_markdown(text)}\n",
-        title=lambda text: f"\n## {_markdown(text)}\n",
-        begin=lambda header: _bar(map(_markdown, header)) + "|" + "---|" * 2 + "--:|" * (len(header) - 2) + "\n",
-        row=lambda cells: _bar(map(_markdown, cells)),
-        end="",
-        note=lambda text: f"- {_markdown(text)}\n",
-    )
+    return as_markdown(_document(made))
 
 
 def latex(made: Table) -> str:
     """The table as LaTeX for the booktabs package."""
-    return _document(
-        made,
-        caption=lambda text: f"% {text}; needs \\usepackage{{booktabs}}\n",
-        title=lambda text: f"\n% {text}\n",
-        begin=lambda header: (
-            f"\\begin{{tabular}}{{ll{'r' * (len(header) - 2)}}}\n\\toprule\n" + _ampersands(header) + "\\midrule\n"
-        ),
-        row=_ampersands,
-        end="\\bottomrule\n\\end{tabular}\n",
-        note=lambda text: f"% {text}\n",
-    )
+    return as_latex(_document(made))
 
 
-def _document(
-    made: Table,
-    caption: Callable[[str], str],
-    title: Callable[[str], str],
-    begin: Callable[[list[str]], str],
-    row: Callable[[list[str]], str],
-    end: str,
-    note: Callable[[str], str],
-) -> str:
-    text = caption(printable(made.caption))
+def _document(made: Table) -> Document:
+    sections = []
     for task, rows in made.rows.groupby("task", sort=False):
         rows = rows[rows[["scored", "failed", "unfinished"]].any(axis=1)]
-        if not len(rows):
-            continue  # a note says where nothing was run at all, and who has no score on which tasks
-        columns = _columns(made, rows, normalised=task == ALL)
-        text += title(printable(f"{task}, normalised" if task == ALL else task))
-        text += begin(list(columns))
-        for cells in zip(*columns.values(), strict=True):
-            text += row([printable(cell) for cell in cells])
-        text += end
-    text += title("Notes")
-    text += note("IQM: mean of the middle half of the runs; [95% stratified bootstrap interval over seeds]")
-    return text + "".join(note(printable(line)) for line in made.notes)
+        if len(rows):  # a note says where nothing was run at all, and who has no score on which tasks
+            title = f"{task}, normalised" if task == ALL else task
+            sections.append((title, _columns(made, rows, normalised=task == ALL)))
+    first = "IQM: mean of the middle half of the runs; [95% stratified bootstrap interval over seeds]"
+    return Document(made.caption, sections, [first, *made.notes])
 
 
 def _columns(made: Table, rows: pd.DataFrame, normalised: bool) -> dict[str, list[str]]:
@@ -281,17 +275,19 @@ def _columns(made: Table, rows: pd.DataFrame, normalised: bool) -> dict[str, lis
     digits = 3 if normalised or rows[["iqm", "iqm_high"]].max(axis=None) <= 1 else 1
     columns = {
         "agent": list(rows.agent),
-        "IQM [95%]": [_interval(row, "iqm", digits) for row in rows.itertuples()],
-        "mean ± std": [f"{_number(r.mean, digits)} ± {_number(r.std, digits)}" for r in rows.itertuples()],
-        "median": [_number(value, digits) for value in rows["median"]],
-        "optimality gap" + " [95%]" * normalised: [_interval(row, "optimality_gap", 3) for row in rows.itertuples()],
+        "IQM [95%]": [with_interval(row, "iqm", digits) for row in rows.itertuples()],
+        "mean ± std": [f"{rounded(r.mean, digits)} ± {rounded(r.std, digits)}" for r in rows.itertuples()],
+        "median": [rounded(value, digits) for value in rows["median"]],
+        "optimality gap" + " [95%]" * normalised: [
+            with_interval(row, "optimality_gap", 3) for row in rows.itertuples()
+        ],
     }
     if made.baseline is not None:
         columns[f"P(better than {made.baseline}) [95%]"] = [
-            _interval(row, "p_improvement", 2) for row in rows.itertuples()
+            with_interval(row, "p_improvement", 2) for row in rows.itertuples()
         ]
     if rows.success_rate.notna().any():
-        columns["success rate"] = [_number(value, 2) for value in rows.success_rate]
+        columns["success rate"] = [rounded(value, 2) for value in rows.success_rate]
     if normalised:
         columns["tasks"] = [f"{row.tasks} of {row.tasks_expected}" for row in rows.itertuples()]
     columns["seeds"] = [_span(row.seeds_low, row.seeds_high) for row in rows.itertuples()]
@@ -301,34 +297,5 @@ def _columns(made: Table, rows: pd.DataFrame, normalised: bool) -> dict[str, lis
     return columns
 
 
-def _number(value: float, digits: int) -> str:
-    return "–" if np.isnan(value) else f"{value:.{digits}f}"
-
-
-def _interval(row: object, name: str, digits: int) -> str:
-    point, low, high = (getattr(row, name + end) for end in ("", "_low", "_high"))
-    return _number(point, digits) + ("" if np.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]")
-
-
 def _span(low: int, high: int) -> str:
     return str(low) if low == high else f"{low}–{high}"
-
-
-def _bar(cells: Iterator[str]) -> str:
-    return "| " + " | ".join(cells) + " |\n"
-
-
-def _markdown(text: str) -> str:
-    """Text that Markdown shows as it is: no tags, no links, no column ends, no emphasis."""
-    return re.sub(r"([\\`*<>|]|(?<=\])\()", r"\\\1", text)
-
-
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--"}
-_LATEX |= {character: "\\" + character for character in "&%$#_{}"}
-
-
-def _ampersands(cells: list[str]) -> str:
-    escaped = ["".join(_LATEX.get(character, character) for character in cell) for cell in cells]
-    if escaped[0].startswith(("[", "*")):
-        escaped[0] = "{}" + escaped[0]  # the end of the row before would take it for its argument
-    return " & ".join(escaped) + r" \\" + "\n"

@@ -16,12 +16,25 @@ def write_suite(path: Path, *env_ids: str, name: str = "tiny", **task_keys) -> s
 
 
 def write_run(
-    root: Path, env_id: str, agent: str, seed: int, evaluations: dict[int, list[float]], success=None, **status
+    root: Path,
+    env_id: str,
+    agent: str,
+    seed: int,
+    evaluations: dict[int, list[float]],
+    success=None,
+    others: dict[str, dict[int, list[float]]] | None = None,
+    distraction: str | None = None,
+    **status,
 ) -> Path:
-    """A run; `evaluations` maps env steps to the episodes' returns, `success` to whether the episodes succeeded."""
+    """A run; `evaluations` maps env steps to the episodes' returns, `success` to whether the episodes succeeded.
+
+    `others`: evaluations in other settings than that of the training, `distraction`. Without both, it is a run of the
+    time before there were settings.
+    """
     run = root / env_id.replace("/", "_") / agent / f"seed-{seed}"
     run.mkdir(parents=True)
     args = {"env_id": env_id, "seed": seed, "total_env_steps": BUDGET, "eval_every": EVERY, "batch_size": 64}
+    args |= {} if distraction is None else {"distraction": distraction}
     config = {
         "agent": agent,
         "env_id": env_id,
@@ -41,6 +54,15 @@ def write_run(
         for index, value in enumerate(returns):
             done = "" if success is None else success[step][index]
             rows.append(f"{step},{step // 4},7,{index},{value!r},1000,{done},{done}")
+    if others or distraction:
+        names = ["setting", *[distraction or "clean"] * (len(rows) - 1)]
+        rows = [f"{row},{name}" for row, name in zip(rows, names, strict=True)]
+    for name, own in (others or {}).items():
+        rows += [
+            f"{step},{step // 4},7,{index},{value!r},1000,,,{name}"
+            for step, returns in own.items()
+            for index, value in enumerate(returns)
+        ]
     (run / "eval.csv").write_text("\n".join(rows) + "\n")
     return run
 
@@ -54,4 +76,17 @@ def write_sweep(root: Path, agents=("drq_sac", "semore_sac"), tasks=(WALKER, REA
                 write_run(
                     root, env_id, agent, seed, {0: [10.0, 12.0], 1000: [final / 2] * 2, 2000: [final - 5, final + 5]}
                 )
+    return root
+
+
+def write_distracted_sweep(root: Path) -> Path:
+    """That of `write_sweep`, evaluated at the end in "mild" and "hard" too, where a half and a tenth are left of one
+    agent's return, and three quarters and a half of the other's."""
+    left = {"drq_sac": {"mild": 0.5, "hard": 0.1}, "semore_sac": {"mild": 0.75, "hard": 0.5}}
+    for i, env_id in enumerate((WALKER, REACHER)):
+        for j, (agent, shares) in enumerate(left.items()):
+            for seed in (1, 2, 3):
+                final = 100.0 * (i + 1) + 200 * j + 10 * seed
+                others = {name: {2000: [share * final - 1, share * final + 1]} for name, share in shares.items()}
+                write_run(root, env_id, agent, seed, {1000: [final / 2], 2000: [final]}, others=others)
     return root

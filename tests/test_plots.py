@@ -21,12 +21,13 @@ from semore_bench.plots import (
     plot_efficiency,
     plot_profiles,
     plot_runs,
+    plot_settings,
     results_curves,
     save,
 )
 from semore_bench.records import UnusableRun, find_runs
 from tests import synthetic_runs
-from tests.synthetic_runs import REACHER, WALKER, write_suite, write_sweep
+from tests.synthetic_runs import REACHER, WALKER, write_distracted_sweep, write_suite, write_sweep
 from wrappers.errors import UserError
 
 
@@ -279,7 +280,23 @@ def test_the_same_run_twice_is_refused(tmp_path):
         plot((tmp_path,), tmp_path / "a.png")
 
 
-@pytest.mark.parametrize("kind", ["curves", "profiles", "efficiency"])
+def test_a_setting_is_drawn_on_request(tmp_path):
+    write_distracted_sweep(tmp_path / "runs")
+    run = next((tmp_path / "runs").glob("*walker*/drq_sac/seed-1"))
+    assert load_curve(run).values.tolist() == [55, 110]
+    assert load_curve(run, setting="mild").values.tolist() == [55]
+    with pytest.raises(UnusableRun, match=r"of the setting head in eval\.csv"):
+        load_curve(run, setting="head")
+    plot((tmp_path / "runs",), tmp_path / "mild.svg", setting="mild")
+    found = collect([tmp_path / "runs"])
+    assert results_curves(found.choose("hard"))[0].steps.tolist() == [2000]
+    bars = plot_settings(found).axes[0]
+    assert [text.get_text() for text in bars.get_xticklabels()] == ["clean", "hard", "mild"]
+    heights = sorted(bar.get_height() for bar in bars.patches)
+    assert heights == pytest.approx([0.017, 0.085, 0.17, 0.185, 0.2775, 0.37])
+
+
+@pytest.mark.parametrize("kind", ["curves", "profiles", "efficiency", "settings"])
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
 def test_the_same_runs_give_the_same_file(tmp_path, kind, ending):
     suite = write_suite(tmp_path / "tiny.toml", WALKER, REACHER)

@@ -16,7 +16,7 @@ from semore_bench.report import report
 from semore_bench.videos import VideoWriter
 from tests import synthetic_runs
 from tests.browser import CHROMIUM, Browser, browser
-from tests.synthetic_runs import REACHER, WALKER, write_run, write_suite, write_sweep
+from tests.synthetic_runs import REACHER, WALKER, write_distracted_sweep, write_run, write_suite, write_sweep
 from wrappers.errors import UserError
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
@@ -71,7 +71,10 @@ def opened(chromium, page) -> Browser:
 
 
 def content(page: Path) -> dict:
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text()).group(1))
+    """The page's data, and what it shows of the first setting."""
+    text = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text()).group(1)
+    found = json.loads(text)
+    return found | found["settings"][0]
 
 
 # ---- the file ----
@@ -177,6 +180,37 @@ def test_many_agents_differ_by_colour_and_dash(tmp_path):
     assert len({(agent["colour"], agent["dash"]) for agent in agents}) == 17
 
 
+# ---- several settings ----
+
+
+@pytest.fixture(scope="module")
+def settings_page(tmp_path_factory) -> Path:
+    """A report of runs that were evaluated in three settings."""
+    root = tmp_path_factory.mktemp("settings")
+    write_distracted_sweep(root / "runs")
+    write_run(root / "runs", WALKER, "early", 1, {2000: [40.0]})  # from before there were others
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimates, "REPETITIONS", 100)
+        report((root / "runs",), baseline="drq_sac", output=root / "report.html")
+    return root / "report.html"
+
+
+def test_the_data_of_a_page_holds_every_setting(page, settings_page):
+    found = content(settings_page)
+    assert [setting["name"] for setting in found["settings"]] == ["clean", "hard", "mild"]
+    rows = {
+        setting["name"]: next(r for r in setting["rows"] if (r["task"], r["agent"]) == (WALKER, "semore_sac"))
+        for setting in found["settings"]
+    }
+    assert {name: row["iqm"] for name, row in rows.items()} == {"clean": 320, "hard": 160, "mild": 240}
+    assert rows["hard"]["p_improvement"] == 1
+    assert found["settings"][1]["curves"][WALKER]["drq_sac"]["iqm"] == [12]
+    shares = {row["agent"]: row["share"] for row in found["generalisation"]["rows"] if row["task"] == WALKER}
+    assert shares == pytest.approx({"semore_sac": 0.625, "drq_sac": 0.3})
+    assert len(content(page)["settings"]) == 1
+    assert content(page)["generalisation"] is None
+
+
 # ---- in a browser ----
 
 
@@ -224,6 +258,32 @@ def test_filters_by_agent_and_by_task(opened):
     assert set(texts(opened, "#runs td.task")) == {"reacher-easy"}
     assert len(texts(opened, "#runs tbody tr")) == 6
     assert opened.console == []
+
+
+@needs_chromium
+def test_a_setting_is_chosen(chromium, opened, page, settings_page):
+    """Where there is but one, there is nothing to choose."""
+    choice = "document.querySelector('#setting').parentElement.hidden"
+    assert opened.run(choice)
+    assert opened.run("document.querySelector('#generalisation').hidden")
+    chromium.console.clear()
+    chromium.open(settings_page)
+    assert not chromium.run(choice)
+    assert texts(chromium, "#setting option") == ["clean", "hard", "mild"]
+    assert texts(chromium, "#generalisation td.agent") == ["semore_sac", "drq_sac"]
+    choose = "(s => { s.selectedIndex = 1; s.dispatchEvent(new Event('change')) })"
+    chromium.run(f"{choose}(document.querySelector('#setting'))")
+    assert "evaluated in hard" in texts(chromium, "#leaderboard .hint")[0]
+    assert "early" not in texts(chromium, "#leaderboard td.agent")[:2]
+    chromium.run(f"{choose}(document.querySelector('#task'))")  # the first task behind all of them
+    assert (
+        texts(chromium, "#leaderboard td.number strong")[0]
+        == {REACHER: "210", WALKER: "160"}[chromium.run("document.querySelector('#task').value")]
+    )
+    assert chromium.console == []
+    for width in (1280, 390):
+        chromium.open(settings_page, width, 844)
+        assert chromium.run("document.documentElement.scrollWidth") <= width
 
 
 @needs_chromium

@@ -13,11 +13,13 @@ from scipy.stats import trim_mean
 from semore_bench import estimates
 from semore_bench.collect import collect, open_results
 from semore_bench.estimates import aggregate, bootstrap, iqm, probability_of_improvement
+from semore_bench.generalisation import generalisation
 from semore_bench.names import PUBLISHED
 from semore_bench.results import results
-from semore_bench.scores import load, save
-from semore_bench.tables import ALL, latex, make_table, markdown, seed_census, table, write_table
-from tests.synthetic_runs import REACH, REACHER, WALKER, write_run, write_suite, write_sweep
+from semore_bench.scores import ALL, load, save
+from semore_bench.table_text import as_markdown
+from semore_bench.tables import latex, make_table, markdown, seed_census, table, write_table
+from tests.synthetic_runs import REACH, REACHER, WALKER, write_distracted_sweep, write_run, write_suite, write_sweep
 from wrappers.errors import UserError
 
 
@@ -232,6 +234,90 @@ def test_damaged_runs_and_half_written_rows(tmp_path, suite):
     assert census(found, "drq_sac", WALKER).missing == [2]
     assert found.scores().query("agent == 'drq_sac' and seed == 1").score.tolist() == [110, 210]
     assert "config.json is damaged" in markdown(make_table(found))
+
+
+# ---- evaluation settings ----
+
+
+def test_the_setting_of_the_training_is_compared_and_others_on_request(tmp_path, suite):
+    root = write_distracted_sweep(tmp_path / "tiny")
+    (tmp_path / "old").mkdir()
+    found = collect([root], suite)
+    assert found.eval_settings == ["clean", "hard", "mild"]
+    old = collect([write_sweep(tmp_path / "old")], suite)  # files without the column
+    assert old.eval_settings == ["clean"]
+    assert row(make_table(found), "semore_sac", WALKER)["mean"] == row(make_table(old), "semore_sac", WALKER)["mean"]
+    hard = make_table(found.choose("hard"))
+    assert row(hard, "drq_sac", REACHER)["mean"] == pytest.approx(22)
+    assert "evaluated in hard" in hard.caption
+    with pytest.raises(UserError, match="--setting head: nothing was evaluated there; expected clean or hard or mild"):
+        found.choose("head")
+
+
+def test_generalisation_is_a_share_of_ones_own_return_with_its_interval(tmp_path, suite):
+    root = write_distracted_sweep(tmp_path / "tiny")
+    write_run(root, WALKER, "drq_sac", 4, {2000: [500.0]})  # was not evaluated in the others
+    summary = generalisation(collect([root], suite))
+    rows = {(r.task, r.agent): r for r in summary.rows.itertuples()}
+    assert [r.agent for r in summary.rows.itertuples() if r.task == ALL] == ["semore_sac", "drq_sac"]
+    for task, clean in ((WALKER, 320), (REACHER, 420), (ALL, 0.37)):
+        semore = rows[task, "semore_sac"]
+        assert (semore.usual, semore.others, semore.share) == pytest.approx((clean, 0.625 * clean, 0.625))
+        # The same seeds are drawn in all settings: what is the same share of every seed has no spread.
+        assert (semore.share_low, semore.share_high) == pytest.approx((0.625, 0.625))
+        assert semore.others_low < semore.others < semore.others_high
+    assert rows[WALKER, "drq_sac"].seeds_high == 3
+    text = as_markdown(summary.document)
+    assert f"drq_sac on {WALKER}: left out seeds 4, which were not evaluated in all settings" in text
+    line = "| drq_sac | 120.0 [110.0, 130.0] | 36.0 [33.0, 39.0] | 0.300 [0.300, 0.300] | 12.0 | 60.0 | 3 |"
+    assert line in text.split(f"## {WALKER}")[1].splitlines()
+    assert generalisation(collect([write_sweep(tmp_path / "plain")], suite)) is None
+
+
+def test_results_keep_every_setting(tmp_path, suite):
+    write_distracted_sweep(tmp_path / "tiny")
+    results("build", (tmp_path / "tiny",), suite, "drq_sac", tmp_path / "kept")
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()}
+    stems = "table-hard", "table-mild", "generalisation"
+    texts = {f"{stem}.{kind}" for stem in stems for kind in ("md", "csv", "tex")}
+    assert {*texts, "settings.png", "settings.svg"} <= kept.keys()
+    assert b"evaluated in hard" in kept["table-hard.md"]
+    for name in kept.keys() - {"evaluations.csv", "provenance.json"}:
+        (tmp_path / "kept" / name).unlink()
+    results("rebuild", (tmp_path / "kept",))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()} == kept
+    again = collect([tmp_path / "kept"], suite)
+    pd.testing.assert_frame_equal(again.evaluations, collect([tmp_path / "tiny"], suite).evaluations)
+    duplicate = kept["evaluations.csv"].decode().splitlines()
+    (tmp_path / "kept" / "evaluations.csv").write_text("\n".join([*duplicate, duplicate[1]]) + "\n")
+    with pytest.raises(UserError, match="are of the same evaluation"):
+        load(tmp_path / "kept")
+
+
+def test_clean_results_are_kept_as_they_always_were(tmp_path, suite):
+    """Whatever was kept before there were settings is made again byte for byte."""
+    results("build", (write_sweep(tmp_path / "tiny"),), suite, output=tmp_path / "kept")
+    header = (tmp_path / "kept" / "evaluations.csv").read_text().splitlines()[0]
+    assert header == "agent,task,seed,env_step,episodes,episode_return,success_any,success_last"
+    assert "usual" not in json.loads((tmp_path / "kept" / "provenance.json").read_text())
+    assert not [path for path in (tmp_path / "kept").iterdir() if "-" in path.name or "settings" in path.name]
+
+
+def test_training_under_distraction_makes_that_the_usual_setting(tmp_path, suite):
+    others = {"clean": {2000: [900.0]}}
+    for seed in (1, 2):
+        write_run(tmp_path / "tiny", WALKER, "drq_sac", seed, {2000: [100.0]}, None, others, "background-medium")
+    found = collect([tmp_path / "tiny"], suite, None)
+    assert found.eval_settings == ["background-medium", "clean"]
+    assert row(make_table(found), "drq_sac", WALKER)["mean"] == 100
+    save(found, tmp_path / "kept")
+    assert load(tmp_path / "kept").usual == "background-medium"
+    (tmp_path / "p.csv").write_text(
+        "agent,task,seed,env_step,episode_return,setting\na,walker_walk,1,2000,400,\na,walker_walk,1,2000,300,clean\n"
+    )
+    both = open_results([tmp_path / "kept"], None, tmp_path / "p.csv")
+    theirs = [row(make_table(both.choose(name)), "a" + PUBLISHED, WALKER)["mean"] for name in both.eval_settings]
+    assert theirs == [400, 300]
 
 
 # ---- files ----

@@ -4,7 +4,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const agents = new Map(data.agents.map((agent) => [agent.name, agent]));
 const tasks = new Map(data.tasks.map((task) => [task.name, task]));
-const shown = { task: data.all, agents: new Set(agents.keys()), everyRun: false };
+const shown = { task: data.all, agents: new Set(agents.keys()), everyRun: false, setting: data.settings[0] };
 const FEW_RUNS = 20;
 const STATES = ["failed", "unknown", "stopped", "running", "finished"]; // what needs attention comes first
 
@@ -61,6 +61,7 @@ function innerWidthOf(figure) {
 }
 
 const visible = (name) => shown.agents.has(name);
+const inSetting = () => (data.settings.length > 1 ? `, evaluated in ${shown.setting.name}` : "");
 const shownTasks = () => (shown.task === data.all ? [...tasks.keys()] : [shown.task]);
 
 // ---- tooltip ----
@@ -83,12 +84,12 @@ const hideTooltip = () => { tooltip.hidden = true; };
 // ---- leaderboard ----
 
 function drawLeaderboard() {
-  const rows = data.rows.filter((row) => row.task === shown.task && visible(row.agent));
+  const rows = shown.setting.rows.filter((row) => row.task === shown.task && visible(row.agent));
   const whole = shown.task === data.all;
   const task = tasks.get(shown.task);
   const scale = whole ? "normalised scores (0 to 1)" : task.unit;
   byId("leaderboard").querySelector(".hint").textContent =
-    `${whole ? "All tasks" : shown.task}, ${scale}, at the end of the budget; intervals are 95% stratified bootstrap.`;
+    `${whole ? "All tasks" : shown.task}, ${scale}, at the end of the budget${inSetting()}; intervals are 95% stratified bootstrap.`;
   const body = byId("leaderboard").querySelector(".body");
   if (!rows.some((row) => isNumber(row.iqm))) {
     const why = whole && !data.tasks.some((task) => task.bounds)
@@ -158,12 +159,35 @@ function makeTable(columns, rows) {
   return element("table", { class: "stack" }, element("thead", {}, element("tr", {}, ...header)), element("tbody", {}, ...body));
 }
 
+// ---- generalisation ----
+
+function drawGeneralisation() {
+  const section = byId("generalisation");
+  const summary = data.generalisation;
+  const rows = (summary?.rows ?? []).filter((row) => row.task === shown.task && visible(row.agent));
+  section.hidden = !rows.length;
+  if (!rows.length) return;
+  const usual = data.settings[0].name;
+  section.querySelector(".hint").textContent = summary.notes.join(". ");
+  const digits = digitsFor(largest(rows.flatMap((row) => [row.usual, row.usual_high, row.others]).filter(isNumber), 1e-9));
+  const cell = (row, name, places) => [element("strong", {}, number(row[name], places)), range(row, name, places)];
+  const columns = [
+    ["Agent", "agent", (row) => [swatch(row.agent), row.agent]],
+    [usual, "number", (row) => cell(row, "usual", digits)],
+    ["Mean of the others", "number", (row) => cell(row, "others", digits)],
+    [`Share of ${usual}`, "number", (row) => cell(row, "share", 2)],
+    ...summary.others.map((name) => [name, "number", (row) => [number(row[`in ${name}`], digits)]]),
+    ["Seeds", "wide", (row) => seedTags(row, shown.task === data.all)],
+  ];
+  section.querySelector(".body").replaceChildren(makeTable(columns, rows));
+}
+
 // ---- curves ----
 
 function drawCurves() {
   const body = byId("curves").querySelector(".body");
   const wanted = shown.task === data.all ? [data.all, ...tasks.keys()] : [shown.task];
-  const drawable = wanted.filter((name) => Object.values(data.curves[name] ?? {}).some((curve) => curve.steps.length || curve.seeds.length));
+  const drawable = wanted.filter((name) => Object.values(shown.setting.curves[name] ?? {}).some((curve) => curve.steps.length || curve.seeds.length));
   body.classList.toggle("single", drawable.length === 1);
   const figures = drawable.map((name) => {
     const task = tasks.get(name);
@@ -178,7 +202,7 @@ function drawCurves() {
 
 function curvePlot(name, width) {
   const task = tasks.get(name);
-  const curves = Object.entries(data.curves[name]).filter(([agent]) => visible(agent));
+  const curves = Object.entries(shown.setting.curves[name]).filter(([agent]) => visible(agent));
   const margin = { left: 40, right: 10, top: 8, bottom: 24 };
   const height = Math.round(Math.min(360, Math.max(200, width * 0.56)));
   const values = curves.flatMap(([, c]) => [...c.high, ...c.low, ...c.iqm, ...c.seeds.flatMap((s) => s.values)]).filter(isNumber);
@@ -258,7 +282,7 @@ function curvePlot(name, width) {
 
 function drawSeeds() {
   const body = byId("seeds").querySelector(".body");
-  const wanted = shownTasks().filter((name) => data.dots.some(([task]) => task === name));
+  const wanted = shownTasks().filter((name) => shown.setting.dots.some(([task]) => task === name));
   body.classList.toggle("single", wanted.length === 1);
   const figures = wanted.map((name) => [element("figure", {}, element("h3", { title: name }, shortTask(name)), element("div", { class: "unit" }, tasks.get(name).unit)), name]);
   body.replaceChildren(...figures.map(([figure]) => figure));
@@ -267,8 +291,8 @@ function drawSeeds() {
 }
 
 function seedPlot(name, width) {
-  const rows = data.rows.filter((row) => row.task === name && visible(row.agent));
-  const dots = data.dots.filter(([task, agent]) => task === name && visible(agent));
+  const rows = shown.setting.rows.filter((row) => row.task === name && visible(row.agent));
+  const dots = shown.setting.dots.filter(([task, agent]) => task === name && visible(agent));
   const values = dots.map((dot) => dot[3]).filter(isNumber);
   const low = smallest(values, 0), high = largest(values, tasks.get(name).unit === "success rate" ? 1 : 1e-9);
   const gap = 26, label = Math.min(150, width * 0.36), height = rows.length * gap + 24;
@@ -302,6 +326,10 @@ function seedPlot(name, width) {
 
 // ---- runs ----
 
+function finalScore(run) {
+  return shown.setting.dots.find(([task, agent, seed]) => task === run.task && agent === run.agent && seed === run.seed)?.[3];
+}
+
 function drawRuns() {
   const runs = data.runs.filter((run) => visible(run.agent) && (shown.task === data.all || run.task === shown.task));
   const place = (run) => Math.max(0, STATES.indexOf(run.state));
@@ -318,7 +346,7 @@ function drawRuns() {
     ["Seed", "number", (run) => [String(run.seed)]],
     ["State", "status", (run) => [element("span", { class: `state ${STATES.includes(run.state) ? run.state : ""}` }, run.state)]],
     ["Env steps", "number", (run) => [run.env_step.toLocaleString("en"), run.env_step < run.total_env_steps ? element("span", { class: "range" }, `of ${run.total_env_steps.toLocaleString("en")}`) : null]],
-    ["Final score", "number", (run) => [number(run.score, tasks.get(run.task).unit === "success rate" ? 2 : 1)]],
+    ["Final score", "number", (run) => [number(finalScore(run), tasks.get(run.task).unit === "success rate" ? 2 : 1)]],
     ["Wall-clock", "number", (run) => [duration(run.wall_seconds)]],
     ["Guidance", "guidance", (run) => [run.guidance ?? "–"]],
     ["", "wide buttons", runButtons],
@@ -367,8 +395,9 @@ function settingsList(entries) {
 
 function drawDetails() {
   const cards = [];
-  if (data.notes.length)
-    cards.push(element("div", { class: "card" }, element("h3", {}, "What to know about these numbers"), element("ul", {}, ...data.notes.map((note) => element("li", {}, note)))));
+  const notes = shown.setting.notes;
+  if (notes.length)
+    cards.push(element("div", { class: "card" }, element("h3", {}, "What to know about these numbers"), element("ul", {}, ...notes.map((note) => element("li", {}, note)))));
   data.environments.forEach((environment, index) => {
     const count = data.runs.filter((run) => run.environment === index).length;
     const hardware = Object.entries(environment.hardware ?? {});
@@ -382,9 +411,11 @@ function drawDetails() {
 function draw() {
   hideTooltip();
   drawLeaderboard();
+  drawGeneralisation();
   drawCurves();
   drawSeeds();
   drawRuns();
+  drawDetails();
 }
 
 function begin() {
@@ -403,6 +434,10 @@ function begin() {
   const select = byId("task");
   select.append(element("option", { value: data.all }, "All tasks"), ...[...tasks.keys()].map((name) => element("option", { value: name }, name)));
   select.addEventListener("change", () => { shown.task = select.value; draw(); });
+  const settings = byId("setting");
+  settings.append(...data.settings.map(({ name }, index) => element("option", { value: index }, name)));
+  settings.addEventListener("change", () => { shown.setting = data.settings[settings.value]; draw(); });
+  settings.parentElement.hidden = data.settings.length < 2;
   for (const name of agents.keys()) {
     const button = element("button", { type: "button", "aria-pressed": "true" }, swatch(name), name);
     button.addEventListener("click", () => {
@@ -413,7 +448,6 @@ function begin() {
     byId("agents").append(button);
   }
   byId("player").addEventListener("close", () => byId("player").querySelector("video").pause());
-  drawDetails();
   draw();
   let width = innerWidth;
   addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; draw(); } });

@@ -133,7 +133,7 @@ def built(tmp_path_factory) -> Path:
         *((("runs", 0, name), ...) for name in ("agent", "task", "seed", "state", "settings", "total_env_steps")),
         *((("runs", 0, "environment"), value) for value in (7, -1, "x")),
         *((("runs", 0, "task"), value) for value in ("elsewhere", 1)),
-        *(((name,), 1) for name in ("suite", "environments", "settings", "notes", "baseline")),
+        *(((name,), 1) for name in ("suite", "environments", "settings", "notes", "baseline", "usual")),
         (("settings", "drq_sac"), 1),
         (("notes",), [1]),
         (("baseline",), "nobody"),
