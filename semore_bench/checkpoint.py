@@ -4,7 +4,7 @@ import io
 import pickle
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class Checkpoints:
 
     def files(self) -> list[Path]:
         """All of them, the newest first."""
-        return sorted(self.folder.glob(CHECKPOINTS), reverse=True)
+        return find_checkpoints(self.folder)
 
     def write(self, agent_step: int, state: dict[str, Any]) -> None:
         """Writes a checkpoint, then removes all but this one and the good one before it."""
@@ -49,17 +49,28 @@ class Checkpoints:
     def states(self) -> Iterator[dict[str, Any]]:
         """What the checkpoints hold, the newest first; those that cannot be read are left out, which is said."""
         files = self.files()
-        for index, path in enumerate(files):
-            try:
-                state = _read(path)
-            except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-                _warn(f"checkpoint {path} cannot be read ({error})")
-                continue
-            if not isinstance(state, dict) or state.get("format") != FORMAT:
-                _warn(f"checkpoint {path} was written by another version of semore-bench")
-                continue
+        for index, state in read_states(files):
             self._good = files[index : index + 2]
             yield state
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """Those in a folder, the newest first."""
+    return sorted(folder.glob(CHECKPOINTS), reverse=True)
+
+
+def read_states(files: Sequence[Path]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Place and content of the checkpoints that can be read; the others are left out, which is said."""
+    for index, path in enumerate(files):
+        try:
+            state = _read(path)
+        except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+            _warn(f"checkpoint {path} cannot be read ({error})")
+            continue
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            _warn(f"checkpoint {path} was written by another version of semore-bench")
+            continue
+        yield index, state
 
 
 def _read(path: Path) -> Any:

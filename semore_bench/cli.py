@@ -16,6 +16,7 @@ COMMANDS = {
     "list": ("semore_bench.listing:list_", "List environments, agents and suites."),
     "view": ("semore_bench.view:view", "Record a video of an environment's wrapped observations."),
     "sweep": ("semore_bench.sweep:sweep", "Train agents on a suite with several seeds; resumable."),
+    "evaluate": ("semore_bench.evaluate:evaluate_runs", "Load trained agents and evaluate them, on whatever you like."),
     "table": ("semore_bench.tables:table", "Compare agents with confidence intervals: Markdown, CSV, LaTeX."),
     "plot": ("semore_bench.plots:plot", "Plot learning curves, performance profiles, sample efficiency."),
     "report": ("semore_bench.report:report", "Write one HTML page: leaderboard, curves, runs, videos."),

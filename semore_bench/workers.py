@@ -188,7 +188,10 @@ def random_action(space: spaces.Space, rng: np.random.Generator, count: int) -> 
     return rng.uniform(-1, 1, (count, *space.shape)).astype(np.float32)
 
 
-def _other_actions(env_id: str, space: spaces.Space, config: EnvConfig) -> UserError:
+def check_actions(env_id: str, space: spaces.Space, config: EnvConfig) -> None:
+    """Raises `UserError` for an action space of another kind than the agent's."""
+    if isinstance(space, ACTION_SPACES[config.actions]):
+        return
     kind = type(space).__name__
     if config.actions == "discrete":
         what = "discrete ones; for continuous ones take agents/semore_sac.py, agents/drq_sac.py or another *_sac.py"
@@ -196,7 +199,7 @@ def _other_actions(env_id: str, space: spaces.Space, config: EnvConfig) -> UserE
         what = "continuous ones; for discrete ones take agents/semore_dqn.py or agents/drq_dqn.py"
     else:
         what = "continuous ones; wrap the environment so that they are a Box or Discrete"
-    return UserError(f"{env_id} has {kind} actions and this agent needs {what}")
+    raise UserError(f"{env_id} has {kind} actions and this agent needs {what}")
 
 
 class Workers:
@@ -225,9 +228,11 @@ class Workers:
         self.action_space: spaces.Space = self._envs.single_action_space
         self._actions: np.ndarray | None = None
         self._dtype = np.int64 if config.actions == "discrete" else np.float32
-        if not isinstance(self.action_space, ACTION_SPACES[config.actions]):
+        try:
+            check_actions(env_id, self.action_space, config)
+        except UserError:
             self.close()
-            raise _other_actions(env_id, self.action_space, config)
+            raise
 
     def reset(
         self, seeds: Sequence[int | None], actions: Sequence[Sequence[Any] | np.ndarray] | None = None

@@ -9,7 +9,8 @@ import torch
 
 from semore_bench.listing import agent_files
 from semore_bench.runs import Run
-from tests.test_runs import TOY, agent_step, assert_same, call
+from semore_bench.trained import find_trained, load_trained
+from tests.test_runs import TOY, agent_step, assert_same, call, equal
 from wrappers.errors import UserError
 
 DISCRETE = "tests.toy_env:ToyDiscrete-v0"
@@ -54,6 +55,9 @@ def test_agent_learns_evaluates_and_survives_a_crash(name, tmp_path, request, mo
     assert agent_step(tmp_path / "crashed") == 60
     call(module, tmp_path / "crashed", **settings)
     assert_same(tmp_path / "crashed", tmp_path / "whole")
+    trained = load_trained(find_trained(tmp_path / "whole"), device="cpu")
+    newest = max((tmp_path / "whole" / "checkpoint").glob("*.pt"))
+    assert equal(dict(trained.agent.state_dict()), dict(torch.load(newest, weights_only=True)["agent"]))
 
 
 @pytest.mark.parametrize("name", agent_files())

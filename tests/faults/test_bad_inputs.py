@@ -189,6 +189,8 @@ LONG, READ_ONLY, A_FILE = "x" * 300, "/sys/nothing", "file/nothing"
         ("view", "--env-id", "CartPole-v1", "--steps", "2", "--flow", "none", "--output", "{}"),
         ("view", "--env-id", "CartPole-v1", "--steps", "2", "--flow", "none", "--output", "{}/x.mp4"),
         ("view", "--env-id", "CartPole-v1", "--steps", "2", "--flow", "none", "--output", "{}/x.png"),
+        ("evaluate", "{}"),
+        ("evaluate", "runs", "--agent", "{}"),
         ("list", "agents", "--filter", "{}"),
     ],
 )
@@ -225,14 +227,24 @@ def test_odd_paths_and_words(runs, answer, words, folder):
         }.items() for value in values),
         *(("table", "runs", flag, value) for flag, values in {
             "--at": ("-1", "x", "1.5", "999999"),
+            "--setting": ("hard", "", "\x1b[31m"),
             "--baseline": ("nobody", "", "\x1b[31m"),
         }.items() for value in values),
         *(("plot", "runs", flag, value) for flag, values in {
             "--metric": ("x", "success_any"),
             "--kind": ("x",),
+            "--setting": ("hard", ""),
             "--aggregate": ("x",),
             "--output": ("x", "x.gif", "."),
         }.items() for value in values),
+        *(("evaluate", "runs", flag, value) for flag, values in {
+            "--distraction": ("x", "background-", "background-2", "\x1b[31m"),
+            "--episodes": ("0", "-1", "x"),
+            "--seed": ("-1", "x", "99999999999"),
+            "--agent": ("x.py", "file"),
+        }.items() for value in values),
+        ("evaluate",),
+        ("evaluate", "runs"),
         *(("report", "runs", flag, value) for flag, values in {
             "--output": ("x", "x.pdf", "."),
             "--baseline": ("nobody",),
