@@ -2,6 +2,8 @@
 
 Shifting the frames of every sampled transition by up to four pixels keeps the critic from overfitting its encoder;
 nothing else is added to SAC. It is the baseline of `semore_sac.py`, and of all agents without a target encoder.
+`--augmentation overlay` blends the shifted frames with pictures as well, on both sides of a transition: strong
+augmentation without the care that `svea_sac.py`, `madi_sac.py` and `sgqn_sac.py` take.
 
 Its diff is to be read against `sac_pixel.py`: random shifts, no target encoder, and Adam's usual betas for the
 temperature.
@@ -18,6 +20,7 @@ Logged: `critic_loss` (squared error, summed over both critics), `q` (mean value
 
 import copy
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,6 +30,7 @@ from torch import Tensor, nn
 
 from semore_bench.args import CommonArgs
 from semore_bench.envs import EnvConfig
+from semore_bench.overlays import Overlay
 from semore_bench.replay import Batch, Replay
 from semore_bench.runs import Run, one_line_errors
 
@@ -51,6 +55,12 @@ class Args(CommonArgs):
     """critic updates per update of actor, temperature and target networks"""
     shift: int = 4
     """largest random shift, in pixels"""
+    augmentation: Literal["shift", "overlay"] = "shift"
+    """augmentation of the sampled frames"""
+    overlay_images: str | None = None
+    """folder of pictures to lay over frames, searched recursively (default: made-up textures)"""
+    overlay_limit: int = 2000
+    """largest number of pictures to lay over frames, drawn with the seed"""
 
     def env_config(self) -> EnvConfig:
         """RGB alone."""
@@ -171,6 +181,8 @@ class Agent(nn.Module):
         self.log_temperature = nn.Parameter(torch.tensor(np.log(args.init_temperature), dtype=torch.float32))
         self.target_entropy = -float(action_dim)
         self.to(device, memory_format=torch.channels_last)
+        if args.augmentation == "overlay":
+            self.overlay = Overlay(args.overlay_images, args.image_size, args.overlay_limit, args.seed, device)
 
         critic = [*self.encoder.parameters(), *self.project.parameters(), *self.critic.parameters()]
         self.optimizers = {
@@ -217,6 +229,8 @@ class Agent(nn.Module):
         offset = torch.randint(-self.args.shift, self.args.shift + 1, size, dtype=torch.int32).to(self.device)
         rgb = random_shift(self.tensor(batch.rgb), offset[0])
         next_rgb = random_shift(self.tensor(batch.next_rgb), offset[1])
+        if self.args.augmentation == "overlay":
+            rgb, next_rgb = self.overlay(rgb), self.overlay(next_rgb)
         return rgb, next_rgb, self.tensor(batch.action), self.tensor(batch.reward), self.tensor(batch.discount)
 
     def critic_loss(

@@ -2,29 +2,27 @@
 
 The critics learn from the frames (shifted, as in DrQ) and from a strongly augmented view of them, in equal parts; the
 TD target of both is computed from clean next frames alone, so that the augmentation adds no variance to it. The view
-is the output of a random 3x3 convolution (`--augmentation conv`), or the frames blended with a picture from
-a folder (`overlay`).
+is the output of a random 3x3 convolution (`--augmentation conv`), or the frames blended with a picture, made up or
+from a folder (`overlay`).
 
 Its diff is to be read against `sac_pixel.py`: the two views in the critic loss.
 
 Differs from the official code: as in all agents here, four convolutions in place of 11 and a `feature_dim` of 50 in
-place of 100; overlaid pictures are cropped to their middle square and shifted at random (there a random part is
-enlarged); as in DrQ-v2, convolutions begin orthogonal, not delta-orthogonal, and pixels are in [-0.5, 0.5]; for speed,
-the actor and both critics share one projection to `feature_dim`, which the critics alone train, and the actor learns
-from what the critics' step saw. Batch, random steps and replay are those of all agents here; the official code makes
-1,000 random steps, then 1,000 updates at once, and keeps 500,000 transitions.
+place of 100; overlaid pictures are made-up textures unless a folder is named (there 1.8 million photographs of Places),
+and most of a picture's middle square is seen (there a random part, enlarged); as in DrQ-v2, convolutions begin
+orthogonal, not delta-orthogonal, and pixels are in [-0.5, 0.5]; for speed, the actor and both critics share one
+projection to `feature_dim`, which the critics alone train, and the actor learns from what the critics' step saw. Batch,
+random steps and replay are those of all agents here; the official code makes 1,000 random steps, then 1,000 updates at
+once, and keeps 500,000 transitions.
 
 Logged: `critic_loss` (squared error, summed over both critics, over both views), `q` (mean value of the
 clean batch), `actor_loss`, `entropy` (of the policy, in nats) and `temperature` (the weight of the entropy).
 """
 
 import copy
-import itertools
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -33,6 +31,7 @@ from torch import Tensor, nn
 
 from semore_bench.args import CommonArgs
 from semore_bench.envs import EnvConfig
+from semore_bench.overlays import Overlay
 from semore_bench.replay import Batch, Replay
 from semore_bench.runs import Run, one_line_errors
 from wrappers.errors import UserError
@@ -65,9 +64,9 @@ class Args(CommonArgs):
     augmentation: Literal["conv", "overlay"] = "conv"
     """augmentation of the sampled frames"""
     overlay_images: str | None = None
-    """folder of images for --augmentation overlay, searched recursively"""
+    """folder of pictures to lay over frames, searched recursively (default: made-up textures)"""
     overlay_limit: int = 2000
-    """largest number of images read, sampled with the seed"""
+    """largest number of pictures to lay over frames, drawn with the seed"""
     alpha: float = 0.5
     """weight of the clean view in the critic loss; the augmented view gets the rest"""
 
@@ -81,10 +80,8 @@ class Args(CommonArgs):
 
     def resolve(self) -> None:
         super().resolve()
-        if self.augmentation == "overlay" and self.overlay_images is None:
-            raise UserError("--augmentation overlay needs pictures; name a folder of them: --overlay-images PATH")
-        if not 0 <= self.alpha <= 1 or self.overlay_limit < 1:
-            raise UserError("--alpha must lie in [0, 1] and --overlay-limit must be at least 1")
+        if not 0 <= self.alpha <= 1:
+            raise UserError(f"--alpha must lie in [0, 1], got {self.alpha}")
 
 
 # ---- networks ----
@@ -191,34 +188,6 @@ def random_convolution(rgb: Tensor, weight: Tensor) -> Tensor:
     return frames.contiguous(memory_format=torch.channels_last)
 
 
-def overlay(rgb: Tensor, pictures: Tensor) -> Tensor:
-    """Lays a picture half transparent over all frames: rgb (B, 3k, H, W), pictures (B, 3, H, W) -> float32 like rgb."""
-    return (rgb.float() + pictures.repeat(1, rgb.shape[1] // 3, 1, 1)) / 2
-
-
-def load_pictures(folder: str, size: int, limit: int, seed: int) -> Tensor:
-    """The pictures below a folder, their middle squares resized: uint8 (N, 1, size, size, 3), N at most `limit`.
-
-    Raises:
-        UserError: there is no such folder, or no picture in it.
-    """
-    if not Path(folder).is_dir():
-        raise UserError(f"--overlay-images {folder} is no folder; name one that holds pictures (.jpg, .png, ...)")
-    paths = sorted(str(path) for path in Path(folder).rglob("*") if path.is_file())
-    np.random.default_rng(seed).shuffle(paths)
-    read = (cv2.imread(path, cv2.IMREAD_COLOR_RGB) for path in paths if cv2.haveImageReader(path))
-    pictures = []
-    for picture in itertools.islice((picture for picture in read if picture is not None), limit):  # None: damaged
-        height, width = picture.shape[:2]
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        square = picture[top : top + side, left : left + side]
-        pictures.append(cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA))
-    if not pictures:
-        raise UserError(f"no picture can be read below --overlay-images {folder}; .jpg and .png files are welcome")
-    return torch.from_numpy(np.stack(pictures)[:, None])
-
-
 # ---- agent ----
 
 
@@ -241,8 +210,7 @@ class Agent(nn.Module):
         self.target_entropy = -float(action_dim)
         self.to(device, memory_format=torch.channels_last)
         if args.augmentation == "overlay":
-            pictures = load_pictures(args.overlay_images, args.image_size, args.overlay_limit, args.seed)
-            self.pictures = pictures.to(device)
+            self.overlay = Overlay(args.overlay_images, args.image_size, args.overlay_limit, args.seed, device)
 
         critic = [*self.encoder.parameters(), *self.project.parameters(), *self.critic.parameters()]
         self.optimizers = {
@@ -296,12 +264,10 @@ class Agent(nn.Module):
         return rgb, strong, next_rgb, *tensors
 
     def strong_view(self, rgb: Tensor) -> Tensor:
-        """uint8 (B, 3k, H, W) -> float32 from 0 to 255, of the same shape."""
-        if self.args.augmentation == "conv":
-            return random_convolution(rgb, torch.randn(len(rgb), 3, 3, 3, 3, device=self.device))
-        which = torch.randint(len(self.pictures), (len(rgb),), device=self.device)
-        offset = torch.randint(-self.args.shift, self.args.shift + 1, (len(rgb), 2), dtype=torch.int32)
-        return overlay(rgb, random_shift(self.pictures[which], offset.to(self.device)))
+        """uint8 (B, 3k, H, W) -> from 0 to 255, of the same shape."""
+        if self.args.augmentation == "overlay":
+            return self.overlay(rgb)
+        return random_convolution(rgb, torch.randn(len(rgb), 3, 3, 3, 3, device=self.device))
 
     def critic_loss(
         self, rgb: Tensor, strong: Tensor, next_rgb: Tensor, action: Tensor, reward: Tensor, discount: Tensor

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -17,20 +16,6 @@ VARIANTS = [sac_pixel, rad_sac, curl_sac, svea_sac]
 @pytest.fixture
 def batch(tmp_path):
     return make_replay(tmp_path, flow=False, annotate=False).sample(8)
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    """A folder with a red, a green and a blue picture, in a folder of their own, a damaged one and something else."""
-    (tmp_path / "pictures" / "more").mkdir(parents=True)
-    for channel, name in enumerate(("blue.png", "more/green.jpg", "more/red.bmp")):
-        picture = np.zeros((40, 60, 3), np.uint8)
-        picture[:, 10:50, channel] = 255  # the middle square: white margins must go
-        picture[:, :10] = picture[:, 50:] = 255
-        cv2.imwrite(str(tmp_path / "pictures" / name), picture)
-    (tmp_path / "pictures" / "notes.txt").write_text("no picture")
-    (tmp_path / "pictures" / "cut off.png").write_bytes((tmp_path / "pictures" / "blue.png").read_bytes()[:30])
-    return tmp_path / "pictures"
 
 
 def losses(agent, batch):
@@ -169,9 +154,7 @@ def test_all_offsets_are_drawn_and_evaluation_takes_the_middle(module, settings,
         (rad_sac, {"augmentation": "translate", "canvas": 0.9}, "--canvas"),
         (curl_sac, {"crop": 0.2}, "--crop"),
         (curl_sac, {"crop": 1.1}, "--crop"),
-        (svea_sac, {"augmentation": "overlay"}, "--overlay-images"),
         (svea_sac, {"alpha": 1.5}, "--alpha"),
-        (svea_sac, {"overlay_limit": 0}, "--overlay-limit"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(module, settings, named):
@@ -243,15 +226,6 @@ def test_random_convolution_equals_a_slow_reference():
                         assert float(got[b, channel, y, x]) == pytest.approx(255 / (1 + np.exp(-total)), abs=1e-3)
 
 
-def test_overlay_is_the_mean_of_every_frame_and_one_picture():
-    rgb = torch.randint(0, 256, (2, 9, 4, 4), dtype=torch.uint8)
-    pictures = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
-    got = svea_sac.overlay(rgb, pictures)
-    for b, channel in np.ndindex(2, 9):
-        want = (rgb[b, channel].numpy().astype(float) + pictures[b, channel % 3].numpy()) / 2
-        assert np.allclose(got[b, channel].numpy(), want)
-
-
 def test_mixed_loss_equals_a_slow_reference(batch):
     agent = make_agent(svea_sac, alpha=0.3)
     rgb, strong, next_rgb, action, reward, discount = agent.augment(batch)
@@ -286,43 +260,3 @@ def test_strong_view_leaves_goals_alone_and_half_the_loss_is_its_own(batch):
     assert results[1.0, "strong"] == results[1.0, "black"] == pytest.approx(results[0.0, "clean"], rel=1e-5)
     assert results[0.5, "strong"] == pytest.approx((results[1.0, "strong"] + results[0.0, "strong"]) / 2, rel=1e-5)
     assert results[0.0, "strong"] != results[0.0, "black"]
-
-
-def test_pictures_are_found_cut_to_their_middle_and_drawn_by_the_seed(pictures):
-    found = svea_sac.load_pictures(str(pictures), 16, 10, seed=1)
-    assert found.shape == (3, 1, 16, 16, 3)
-    assert found.dtype == torch.uint8
-    colours = sorted(found.float().mean((1, 2, 3)).round(decimals=-1).tolist())
-    assert np.allclose(colours, [[0, 0, 255], [0, 255, 0], [255, 0, 0]], atol=6), "RGB, without the white margins"
-    assert torch.equal(found, svea_sac.load_pictures(str(pictures), 16, 10, seed=1))
-    first = {
-        svea_sac.load_pictures(str(pictures), 16, 1, seed)[0].float().mean((0, 1, 2)).argmax().item()
-        for seed in range(9)
-    }
-    assert first == {0, 1, 2}
-
-
-def test_overlay_trains_and_lays_pictures_over_frames(pictures, tmp_path):
-    agent = make_agent(svea_sac, augmentation="overlay", overlay_images=str(pictures))
-    replay = make_replay(tmp_path / "replay", flow=False, annotate=False)
-    assert all(torch.isfinite(value) for value in agent.update(replay, 0).values())
-    black = torch.zeros(60, 9, SIZE, SIZE, dtype=torch.uint8)
-    view = agent.strong_view(black)
-    assert {tuple(colour) for colour in view[:, :3, 20, 20].round(decimals=-1).tolist()} == {
-        (130, 0, 0), (0, 130, 0), (0, 0, 130)
-    }  # fmt: skip
-    assert torch.equal(view[:, :3], view[:, 3:6]), "one picture for all frames of a stack"
-    assert "pictures" not in agent.state_dict(), "checkpoints need not hold what the folder holds"
-
-
-@pytest.mark.parametrize("kind", ["missing", "empty", "file"])
-def test_a_folder_without_pictures_is_refused_in_one_line(kind, tmp_path):
-    folder = tmp_path / "folder"
-    if kind == "file":
-        folder.write_text("")
-    elif kind == "empty":
-        folder.mkdir()
-        (folder / "notes.txt").write_text("no picture")
-    with pytest.raises(UserError, match=f"--overlay-images {folder}") as error:
-        make_agent(svea_sac, augmentation="overlay", overlay_images=str(folder))
-    assert "\n" not in str(error.value)
