@@ -8,16 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wrappers.backends.textures import pictures as made_up_pictures
+from wrappers.backends import textures
 from wrappers.errors import UserError
+
+MADE_UP = 500
+"""largest number of textures: each takes some milliseconds, at every start of a run"""
 
 
 class Overlay:
     """Lays a picture half transparent over the frames of each sample, the same one over all frames of a stack.
 
     Args:
-        folder: pictures are read from there, subfolders included; None: made-up textures, none of which a distraction
-            at test time shows.
+        folder: pictures are read from there, subfolders included; None: made-up textures, of other families than those
+            of distractions at test time, and at most `MADE_UP`.
         size: height and width of the frames, in pixels.
         limit: largest number of pictures.
         seed: which pictures are read, or made up.
@@ -32,9 +35,10 @@ class Overlay:
             raise UserError(f"--overlay-limit must be at least 1, got {limit}")
         self._size, self._margin = size, size // 8
         whole = size + self._margin
-        found = (
-            load_pictures(folder, whole, limit, seed) if folder is not None else made_up_pictures(limit, whole, seed)
-        )
+        if folder is None:
+            found = textures.pictures(min(limit, MADE_UP), whole, seed, "train")
+        else:
+            found = load_pictures(folder, whole, limit, seed)
         self._halves = torch.from_numpy(found // 2).to(device)
 
     def __call__(self, rgb: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ def test_agent_learns_evaluates_and_survives_a_crash(name, tmp_path, request, mo
     settings = dict(SHORT)
     if name in ("clip_sac", "vlm_reward_sac"):
         settings["clip"] = str(request.getfixturevalue("trained")[0] / "clip")
+    if name in ("madi_sac", "sgqn_sac"):
+        settings["overlay_limit"] = 8
     if name in ("semore_sac", "state_sac"):
         settings["env_id"] = "tests.toy_env:Cartpole-v0"
     if name.endswith("_dqn"):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from agents import drq_sac, madi_sac, sgqn_sac
-from tests.test_agents import ACTIONS, SIZE, make_replay, receivers
+from tests.test_agents import ACTIONS, make_replay, receivers
 from tests.test_agents import make_agent as make_any_agent
 from wrappers.errors import UserError
 
@@ -143,7 +143,7 @@ def test_masked_loss_equals_a_slow_reference(batch):
         for critic in range(2):
             total += 0.3 * (float(clean[critic, i]) - goal) ** 2 + 0.7 * (float(hard[critic, i]) - goal) ** 2
     assert float(loss.detach()) == pytest.approx(total / 8, rel=1e-4)
-    assert float(metrics["mask"]) == pytest.approx(float(agent.masker(rgb).mean()), rel=1e-5)
+    assert float(metrics["mask"]) == pytest.approx(float(agent.masker(rgb).detach().mean()), rel=1e-5)
 
 
 def test_what_is_masked_out_is_not_acted_upon(batch):
@@ -270,7 +270,7 @@ def test_attribution_is_predicted_under_pictures_and_teaches_encoder_and_decoder
     assert {id(p) for p in group["params"]} == parts
     assert group["lr"] == 3e-4
     assert agent.optimizers["critic"].param_groups[0]["weight_decay"] == 1e-5
-    for _ in range(40):
+    for _ in range(20):
         now = agent.attribution_loss(strong, action, mask)
         agent.optimize("attribution", now)
     assert float(now.detach()) < 0.8 * float(loss.detach())
@@ -297,19 +297,3 @@ def test_without_its_losses_it_is_its_twin_bit_for_bit(tmp_path, monkeypatch):
     monkeypatch.setattr(sgqn_sac, "paint_over", lambda rgb, mask: rgb)  # it and the pictures draw random numbers
     agent.overlay = lambda rgb: rgb
     assert_they_learn_the_same(agent, twin, tmp_path)
-
-
-def test_masks_of_a_trained_critic_lie_where_the_reward_is_read():
-    """A critic that learns the brightness of one corner looks at that corner."""
-    agent = make_agent(sgqn_sac, quantile=0.9)
-    generator = torch.Generator().manual_seed(0)
-    rgb = torch.randint(100, 156, (32, 9, SIZE, SIZE), dtype=torch.uint8, generator=generator)
-    value = torch.linspace(0, 1, 32)
-    rgb[:, :, :16, :16] = (255 * value).byte()[:, None, None, None]
-    action = torch.zeros(32, ACTIONS)
-    for _ in range(150):
-        q = agent.critic(agent.encode(rgb), action)
-        agent.optimize("critic", F.mse_loss(q, value.expand_as(q)))
-    mask = sgqn_sac.uppermost(agent.saliency(rgb, action), 0.9)
-    inside = mask[:, :, :20, :20].sum() / mask.sum()
-    assert inside > 2 * 20 * 20 / SIZE**2

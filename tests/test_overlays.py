@@ -8,6 +8,7 @@ import torch
 from agents import drq_sac, madi_sac, sgqn_sac, svea_sac
 from semore_bench.overlays import Overlay, load_pictures
 from tests.test_agents import SIZE, make_agent, make_replay
+from wrappers.backends import textures
 from wrappers.errors import UserError
 
 CPU = torch.device("cpu")
@@ -62,13 +63,13 @@ def test_each_sample_sees_one_picture_half_transparent_in_all_frames(pictures):
 
 def test_pictures_are_moved_about(monkeypatch):
     ramp = np.arange(36, dtype=np.uint8)[:, None] * 2 + np.arange(36, dtype=np.uint8) * 4
-    monkeypatch.setattr("semore_bench.overlays.made_up_pictures", lambda *_: np.repeat(ramp[None, ..., None], 3, -1))
+    monkeypatch.setattr(textures, "pictures", lambda *_: np.repeat(ramp[None, ..., None], 3, -1))
     overlay = Overlay(None, 32, 1, 1, CPU)
     corners = {int(overlay(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))[0, 0, 0, 0]) for _ in range(300)}
     assert corners == {y + 2 * x for y in range(5) for x in range(5)}, "4 pixels are an eighth of 32"
 
 
-def test_made_up_pictures_follow_the_seed():
+def test_made_up_pictures_follow_the_seed_and_are_those_for_training(monkeypatch):
     black = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
 
     def seen(seed):
@@ -78,6 +79,12 @@ def test_made_up_pictures_follow_the_seed():
     assert torch.equal(seen(1), seen(1))
     assert not torch.equal(seen(1), seen(2))
     assert seen(1).float().std() > 1
+    asked = []
+    monkeypatch.setattr(
+        textures, "pictures", lambda *given: (asked.append(given), np.zeros((1, 36, 36, 3), np.uint8))[1]
+    )
+    Overlay(None, 32, 2000, 7, CPU)
+    assert asked == [(500, 36, 7, "train")], "at every start of a run: not too many"
 
 
 @pytest.mark.parametrize("module", AGENTS)
