@@ -57,8 +57,7 @@ class Args(CommonArgs):
     heads: bool = False
     """predict the reward and the next numbers from the representation; of use with --pixels alone"""
     noise_floor: float | None = None
-    """added to the deviation of things' numbers, in half images, so that standardising does not blow up their errors
-    (default: 0.03; 0.003 with --true-maps, which have none)"""
+    """added to numbers' deviation, in half images, lest errors be blown up (default: 0.03; with --true-maps 0.003)"""
     grounder_updates: int = 500
     """updates of the grounder before the first update of all; later bouts take a quarter of them"""
     grounder_batch: int = 32

@@ -4,10 +4,14 @@ import importlib
 import os
 import signal
 
+import hypothesis
 import pytest
 
 # One thread per process: several of them share the machine, in the tests more than anywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What is slow on a busy machine is not wrong.
+hypothesis.settings.register_profile("busy", deadline=None)
+hypothesis.settings.load_profile("busy")
 # Started in a shell's background, tests and all that they start would ignore the Ctrl-C that some are about.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
