@@ -14,7 +14,7 @@ from mujoco import mjtObj
 from agents import drq_sac
 from semore_bench.args import CommonArgs
 from semore_bench.envs import EnvConfig, make_env
-from semore_bench.evaluation import Evaluator
+from semore_bench.evaluation import in_setting
 from semore_bench.runs import Run
 from tests.toy_env import Toy
 from wrappers import ActionRepeat, Distraction, PixelObservation, UserError
@@ -448,5 +448,4 @@ def test_the_flags_reach_the_environments_of_training(tmp_path):
 
 
 def test_evaluation_sees_what_is_held_out():
-    evaluator = Evaluator(CommonArgs(), EnvConfig(distraction="all-hard"))
-    assert evaluator.config.visual_split == "test"
+    assert in_setting(EnvConfig(), "all-hard").visual_split == "test"
