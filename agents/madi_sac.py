@@ -9,11 +9,11 @@ Its diff is to be read against `drq_sac.py`: the masker, and the two views in th
 
 Differs from the official code: as in DrQ-v2, no target copy of the encoder, and pixels in [-0.5, 0.5]; the encoder has
 four convolutions in place of 11 and a `feature_dim` of 50 in place of 100, the masker a quarter of its filters where
-all networks are small (`--preset lite`); the temperature's learning rate is that of all else; pictures are made-up
-textures unless a folder is named (there 1.8 million photographs of Places), and convolutions begin orthogonal, not
-delta-orthogonal; for speed, the actor and both critics share one projection to `feature_dim`, which the critics alone
-train, and the actor learns from what the critics' step saw. Batch, random steps and replay are those of all agents
-here.
+all networks are small (`--preset lite`; with all of them an update takes six times as long); the temperature's learning
+rate is that of all else; pictures are made-up textures unless a folder is named (there 1.8 million photographs of
+Places), and convolutions begin orthogonal, not delta-orthogonal; for speed, the actor and both critics share one
+projection to `feature_dim`, which the critics alone train, and the actor learns from what the critics' step saw. Batch,
+random steps and replay are those of all agents here.
 
 Logged: `critic_loss` (squared error, summed over both critics, over both views), `q` (mean value of the clean batch),
 `mask` (mean weight of the clean frames' pixels), `actor_loss`, `entropy` (of the policy, in nats) and `temperature`
