@@ -51,13 +51,13 @@ class Args(CommonArgs):
     interaction: bool = True
     """pool flow within each named thing (otherwise over the whole image)"""
     true_maps: bool = False
-    """see the simulator's own class maps instead of the grounder's: what perfect grounding would give (privileged)"""
+    """see the simulator's own class maps instead of the grounder's (privileged), with a tenth of the noise floor"""
     pixels: bool = False
     """see pixels, too: the baseline's representation beside the numbers of the named things"""
     heads: bool = False
     """predict the reward and the next numbers from the representation; of use with --pixels alone"""
-    noise_floor: float | None = None
-    """added to numbers' deviation, in half images, lest errors be blown up (default: 0.03; with --true-maps 0.003)"""
+    noise_floor: float = 0.03
+    """added to the deviation of things' numbers, in half images, so that standardising does not blow up their errors"""
     grounder_updates: int = 500
     """updates of the grounder before the first update of all; later bouts take a quarter of them"""
     grounder_batch: int = 32
@@ -108,8 +108,6 @@ class Args(CommonArgs):
             print("--annotator none: nothing is named, so this is DrQ-SAC (no grounder, no flow)", file=sys.stderr)
         if self.semantic and self.frame_stack < 2:
             raise UserError("named things need --frame-stack 2 or more, to see them move; or type --no-semantic")
-        if self.noise_floor is None:
-            self.noise_floor = 0.003 if self.true_maps else 0.03
         if not 0 < self.noise_floor < np.inf:
             raise UserError(f"--noise-floor must be above 0, got {self.noise_floor}; try 0.03")
         for name in ("grounder_updates", "grounder_batch", "grounder_frames"):
@@ -230,7 +228,7 @@ class Agent(nn.Module):
         if args.semantic:
             self.vocabulary, self.grounder = Vocabulary(), Grounder()
             self.numbers = THINGS * history_size(args.frame_stack)
-            self.standardise = Standardise(self.numbers, args.noise_floor)
+            self.standardise = Standardise(self.numbers, args.noise_floor * (0.1 if args.true_maps else 1))
             z_dim += self.numbers
         if args.heads:
             self.heads = mlp(z_dim + action_dim, args.hidden_dim, 1 + self.numbers, args.critic_layer_norm)
