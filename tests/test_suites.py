@@ -110,10 +110,13 @@ def test_the_discrete_suite_fits_its_agents():
 def test_every_environment_of_the_shipped_suites_can_be_made_and_described(name):
     suite = suites.load_suite(name)
     (agent,) = suites.check(suite, ["drq_dqn" if name == "discrete-lite" else "drq_sac"])
-    for task in suite.tasks:
+    known = {env_id for ids in listing.env_ids().values() for env_id in ids}
+    for number, task in enumerate(suite.tasks):
         args = agent.args(**suite.flags(agent, task))
         args.resolve()
         assert args.task_description
+        if number > 2 and task.env_id in known:  # those before are of the same family, and Meta-World's take seconds
+            continue
         config = args.env_config()
         env = make_env(task.env_id, config)
         assert isinstance(env.action_space, ACTION_SPACES[config.actions])
