@@ -20,6 +20,7 @@ import tests.toy_env  # noqa: F401  (registers Toy-v0)
 from semore_bench import suites
 from semore_bench.args import CommonArgs
 from tests.fakes import FrameCaptioner, HashingClip, describe, fake_annotator, unavailable
+from tests.waiting import poll_until
 from wrappers import CaptionObservation, PixelObservation, UserError
 from wrappers.backends import annotators, captioners, queues
 from wrappers.backends.annotation import (
@@ -34,13 +35,6 @@ from wrappers.backends.vision_language import BACKGROUND, VisionLanguageAnnotato
 
 def random_frames(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(1, 256, (count, 12, 12, 3), np.uint8)
-
-
-def wait_until(condition, seconds: float = 300.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
 
 
 # ---- captioner and CLIP ----
@@ -330,7 +324,7 @@ def collect(annotator: AsyncQueue, count: int) -> dict:
         finished.update(annotator.finished())
         return len(finished) >= count
 
-    wait_until(enough)
+    poll_until(enough)
     return finished
 
 
@@ -409,7 +403,7 @@ def test_a_dead_annotator_costs_neither_time_nor_memory(quick):
     assert annotator.statistics()["pending"] <= 3
     annotator.close(timeout=0.01)
     inner.captioner.gate.set()
-    wait_until(lambda: "annotator" not in {thread.name for thread in threading.enumerate()})
+    poll_until(lambda: "annotator" not in {thread.name for thread in threading.enumerate()})
 
 
 def test_a_program_ends_well_while_annotations_are_under_way():
@@ -539,7 +533,7 @@ def test_late_annotations_reach_the_frames_that_they_are_about():
     asked = loop.due
     while not asked <= set(loop.annotations):
         loop.step()
-        wait_until(lambda: not env.statistics()["pending"])
+        poll_until(lambda: not env.statistics()["pending"])
     loop.check_annotations()
     statistics = env.statistics()
     assert statistics["drops"] == 0

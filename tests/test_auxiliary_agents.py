@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from agents import deepmdp_sac, flare_sac, flow_sac, sac_ae
-from tests.test_agents import ACTIONS, SIZE, make_agent, make_replay, receivers
+from tests.tiny_agents import ACTIONS, SIZE, make_agent, make_replay, receivers
 from wrappers.errors import UserError
 
 LINEAGE = [sac_ae, flare_sac]

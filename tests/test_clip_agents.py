@@ -6,7 +6,7 @@ import torch
 
 from agents import clip_sac, vlm_reward_sac
 from semore_bench.transitions import Step
-from tests.test_agents import ACTIONS, CPU, SIZE, make_replay, receivers
+from tests.tiny_agents import ACTIONS, CPU, SIZE, make_replay, receivers
 from tests.tiny_models import save_clip
 from wrappers.backends.clip import ClipGrounding
 from wrappers.errors import UserError

@@ -7,12 +7,11 @@ import torch
 
 from agents import drq_dqn, drq_sac, semore_dqn, semore_sac
 from semore_bench.transitions import Step
-from tests.test_agents import SIZE, agent_features, make_replay
-from tests.test_runs import assert_same, call
+from tests.tiny_agents import CPU, SIZE, agent_features, make_replay
+from tests.toy_runs import assert_same, call
 from wrappers.errors import UserError
 
 ACTIONS = 3
-CPU = torch.device("cpu")
 TOY = {"env_id": "tests.toy_env:ToyDiscrete-v0", "total_env_steps": 240, "eval_every": 160, "eval_episodes": 1}
 
 

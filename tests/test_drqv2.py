@@ -6,9 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import tests.test_agents as common
-from agents import curl_sac, drqv2, rad_sac, sac_pixel, svea_sac
-from tests.test_agents import ACTIONS, SIZE, make_agent, make_replay, receivers
+from agents import curl_sac, drq_sac, drqv2, rad_sac, sac_pixel, svea_sac
+from tests.tiny_agents import (
+    ACTIONS,
+    SIZE,
+    assert_random_shift_is_a_crop_of_the_padded_image,
+    make_agent,
+    make_replay,
+    receivers,
+)
 from wrappers.errors import UserError
 
 
@@ -183,7 +189,7 @@ def test_encoding_in_pieces_is_encoding(module):
 
 @pytest.mark.parametrize("module", [drqv2, svea_sac])
 def test_random_shift(module):
-    common.test_random_shift_is_the_crop_of_the_padded_image_and_takes_every_offset(module)
+    assert_random_shift_is_a_crop_of_the_padded_image(module)
     frames, offset = torch.randint(0, 256, (9, 3, 12, 12, 3), dtype=torch.uint8), torch.randint(-4, 5, (9, 2))
     assert torch.equal(module.random_shift(frames, offset.int()), module.random_shift(frames, offset))
 
@@ -191,7 +197,7 @@ def test_random_shift(module):
 @pytest.mark.parametrize("module", [drqv2, svea_sac])
 def test_every_offset_is_drawn(module, batch, monkeypatch):
     seen = []
-    monkeypatch.setattr(module, "random_shift", lambda x, o: (seen.append(o), common.drq_sac.random_shift(x, o))[1])
+    monkeypatch.setattr(module, "random_shift", lambda x, o: (seen.append(o), drq_sac.random_shift(x, o))[1])
     agent = make_agent(module, shift=2)
     for _ in range(30):
         agent.augment(batch)

@@ -16,7 +16,7 @@ from semore_bench.args import CommonArgs
 from semore_bench.envs import EnvConfig
 from semore_bench.evaluation import Episode, Evaluator
 from semore_bench.trained import find_trained, load_trained
-from tests.test_runs import ROOT, call
+from tests.toy_runs import ROOT, call
 from wrappers.errors import UserError
 
 

@@ -10,7 +10,7 @@ import torch
 from semore_bench.listing import agent_files
 from semore_bench.runs import Run
 from semore_bench.trained import find_trained, load_trained
-from tests.test_runs import TOY, agent_step, assert_same, call, equal
+from tests.toy_runs import TOY, agent_step, assert_same, call, equal
 from wrappers.errors import UserError
 
 DISCRETE = "tests.toy_env:ToyDiscrete-v0"

@@ -9,7 +9,7 @@ import torch
 from agents import drq_sac
 from semore_bench.replay import Batch
 from semore_bench.runs import Run
-from tests.test_runs import agent_step, call
+from tests.toy_runs import agent_step, call
 
 pytestmark = pytest.mark.gpu
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from agents import drq_sac, madi_sac, sgqn_sac
-from tests.test_agents import ACTIONS, make_replay, receivers
-from tests.test_agents import make_agent as make_any_agent
+from tests.tiny_agents import ACTIONS, make_replay, receivers
+from tests.tiny_agents import make_agent as make_any_agent
 from wrappers.errors import UserError
 
 MASKING = [madi_sac, sgqn_sac]

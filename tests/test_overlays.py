@@ -7,11 +7,10 @@ import torch
 
 from agents import drq_sac, madi_sac, sgqn_sac, svea_sac
 from semore_bench.overlays import Overlay, load_pictures
-from tests.test_agents import SIZE, make_agent, make_replay
+from tests.tiny_agents import CPU, SIZE, make_agent, make_replay
 from wrappers.backends import textures
 from wrappers.errors import UserError
 
-CPU = torch.device("cpu")
 AGENTS = {
     drq_sac: {"augmentation": "overlay"},
     svea_sac: {"augmentation": "overlay"},

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from semore_bench import executors
-from tests.test_sweep import (
+from tests.toy_sweeps import (
     FAKE,
     count,
     finish,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from agents import curl_sac, rad_sac, sac_pixel, svea_sac
-from tests.test_agents import SIZE, make_agent, make_replay, receivers
+from tests.tiny_agents import SIZE, make_agent, make_replay, receivers
 from wrappers.errors import UserError
 
 VARIANTS = [sac_pixel, rad_sac, curl_sac, svea_sac]

@@ -8,16 +8,11 @@ from gymnasium.vector.utils import batch_space
 
 import tests.toy_env  # noqa: F401  (registers Toy-v0)
 from tests.fakes import fake_annotator
-from tests.test_annotators import wait_until
+from tests.toy_vectors import N, assert_equal, make_toy
+from tests.waiting import poll_until
 from wrappers import CaptionObservation as SingleCaptionObservation
-from wrappers import PixelObservation, UserError
+from wrappers import UserError
 from wrappers.vector import CaptionObservation
-
-N = 3
-
-
-def make_toy() -> gym.Env:
-    return PixelObservation(gym.make("tests.toy_env:Toy-v0"), size=40)
 
 
 def make_vector(mode=AutoresetMode.NEXT_STEP, **options) -> CaptionObservation:
@@ -32,26 +27,6 @@ def make_singles(**options) -> SyncVectorEnv:
         return SingleCaptionObservation(make_toy(), **{"annotator": fake_annotator(), "every": 4, **options})
 
     return SyncVectorEnv([make] * N)
-
-
-def assert_equal(ours, theirs):
-    assert type(ours) is type(theirs)
-    if isinstance(ours, dict):
-        assert set(ours) == set(theirs)
-        for key in ours:
-            assert_equal(ours[key], theirs[key])
-    elif isinstance(ours, np.ndarray):
-        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
-        if ours.dtype == object:
-            assert_equal(tuple(ours), tuple(theirs))
-        else:
-            assert np.array_equal(ours, theirs)
-    elif isinstance(ours, tuple):
-        assert len(ours) == len(theirs)
-        for mine, other in zip(ours, theirs, strict=True):
-            assert_equal(mine, other)
-    else:
-        assert ours == theirs
 
 
 @pytest.mark.parametrize("text", [False, True])
@@ -131,7 +106,7 @@ def test_late_annotations_reach_the_frames_that_they_are_about():
     while not all(now <= set(then) for now, then in zip(asked, known, strict=True)):
         observations, *_, infos = envs.step(envs.action_space.sample())
         take(observations, infos)
-        wait_until(lambda: not envs.statistics()["pending"])
+        poll_until(lambda: not envs.statistics()["pending"])
     for index in range(N):
         for frame, annotation in known[index].items():
             [expected] = fake_annotator().annotate([frames[index][frame]], [annotation.frame_step])

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
+import tests.toy_env  # noqa: F401  (registers Toy-v0)
 from tests.fakes import fake_annotator
-from tests.test_vector_captions import N, assert_equal, make_toy
+from tests.toy_vectors import N, assert_equal, make_toy
 from wrappers import CaptionObservation as SingleCaptionObservation
 from wrappers import OpticalFlowObservation as SingleOpticalFlowObservation
 from wrappers import UserError

@@ -9,9 +9,9 @@ import pytest
 
 import tests.toy_env  # noqa: F401  (registers Toy-v0)
 from tests.fakes import HashingClip
-from tests.test_annotators import wait_until
 from tests.tiny_models import save_vlm
 from tests.vlm_server import free_port, start_server
+from tests.waiting import poll_until
 from wrappers import CaptionObservation, PixelObservation
 from wrappers.backends.captioners import make_captioner
 from wrappers.backends.vision_language import VisionLanguageAnnotator
@@ -54,7 +54,7 @@ def test_training_outlives_the_server(vlm):
     def settle():
         asked = set(due)
         while not asked <= set(annotations):
-            wait_until(lambda: not env.statistics()["pending"])
+            poll_until(lambda: not env.statistics()["pending"])
             time.sleep(0.01)
             step()
 
@@ -67,7 +67,7 @@ def test_training_outlives_the_server(vlm):
     server.join()
     for _ in range(100):
         step()
-    wait_until(lambda: env.statistics()["failures"] > 0)
+    poll_until(lambda: env.statistics()["failures"] > 0)
     while env.statistics()["pending"] < 5:
         step()
     assert annotations == before, "nothing new, and nothing lost"

@@ -1,4 +1,4 @@
-"""Waiting for processes on busy machines: who waits gives up only on a process that hangs, not on one that is slow."""
+"""Waiting on busy machines: who waits gives up only on what hangs, not on what is slow."""
 
 import subprocess
 import tempfile
@@ -37,6 +37,18 @@ def wait_until(condition: Callable[[], Any], process: subprocess.Popen) -> None:
             used, moved = now, looked
         assert looked - moved < IDLE_SECONDS, f"no sign of life for {IDLE_SECONDS} seconds"
         assert used - start < BUSY_SECONDS, f"it did not come in {BUSY_SECONDS} seconds of processor time"
+
+
+def poll_until(condition: Callable[[], Any], seconds: float = 300.0) -> None:
+    """Waits for a condition that a thread of this process is to bring about.
+
+    Raises:
+        AssertionError: it has not come after `seconds`.
+    """
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.005)
 
 
 def ended(process: subprocess.Popen) -> int:

@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from tests.faults.test_killed_runs import events, run, said
-from tests.test_runs import assert_same
+from tests.faults.forked_runs import events, run, said
+from tests.toy_runs import assert_same
 
 SETTINGS = {"env-id": "tests.toy_env:ToyShort-v0", "total-env-steps": 120}
 

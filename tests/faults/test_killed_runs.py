@@ -1,20 +1,15 @@
 """Runs that are killed at random and adversarial moments give, bit for bit, what undisturbed ones give."""
 
-import os
 import random
 import shutil
 import signal
-import sys
-import time
-import traceback
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.faults import tiny_agent
-from tests.test_runs import agent_step, assert_same
-from tests.waiting import wait_until
+from tests.faults.forked_runs import events, run, said
+from tests.toy_runs import agent_step, assert_same
 
 ENDINGS = {"kill": -signal.SIGKILL, "kill_group": -signal.SIGKILL, "stop_group": 143, "kill_workers": 2}
 CASES = {
@@ -24,73 +19,6 @@ CASES = {
     "three environments": {"num-envs": 3, "env-id": "tests.toy_env:ToyShort-v0", "total-env-steps": 330},
     "no annotations": {"no-annotated": True, "replay-capacity": 1000},
 }
-
-
-class Forked:
-    """A learner in a process group of its own. It is forked, because PyTorch is loaded here already, which otherwise
-    takes most of the time of a short run. What it prints goes to a file."""
-
-    def __init__(self, words: list[str], fault: str, log: Path):
-        tiny_agent.Agent(1, tiny_agent.Args())  # PyTorch loads more with the first optimizer: once for all
-        self.returncode: int | None = None
-        self.pid = os.fork()
-        if self.pid == 0:
-            try:
-                os.setpgid(0, 0)
-                sys.stdout = sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115
-                os.dup2(sys.stdout.fileno(), 1)
-                os.dup2(sys.stdout.fileno(), 2)
-                tiny_agent.run_with(words, fault)
-                os._exit(0)
-            except SystemExit as end:
-                os._exit(end.code)
-            except BaseException:
-                traceback.print_exc()
-            os._exit(1)
-
-    def poll(self) -> int | None:
-        """Its exit status, or minus a signal; None while it runs."""
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.returncode = os.waitstatus_to_exitcode(status)
-        return self.returncode
-
-
-def run(run_dir: Path, settings: dict, fault: str = "") -> int:
-    """Runs it to its end, whatever that is, and returns its exit status; nothing of it is left then."""
-    words = ["--run-dir", str(run_dir)]
-    for name, value in settings.items():
-        words += [f"--{name}"] + ([] if value is True else [str(value)])
-    process = Forked(words, fault, log_of(run_dir))
-    wait_until(lambda: process.poll() is not None, process)
-    end = time.monotonic() + 300
-    while group_exists(process.pid):
-        assert time.monotonic() < end, "workers outlived the learner"
-        time.sleep(0.02)
-    return process.returncode
-
-
-def group_exists(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def log_of(run_dir: Path) -> Path:
-    """What it prints: beside it, but not on a disk of its own that may be full."""
-    parent = run_dir.parent
-    return (parent.parent if parent.is_mount() else parent) / f"{run_dir.name}.log"
-
-
-def said(run_dir: Path) -> str:
-    return log_of(run_dir).read_text()
-
-
-def events(run_dir: Path) -> int:
-    return int(said(run_dir).rsplit("events ", 1)[1])
 
 
 def damage_newest(run_dir: Path) -> bool:
