@@ -12,6 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What is slow on a busy machine is not wrong.
 hypothesis.settings.register_profile("busy", deadline=None)
 hypothesis.settings.load_profile("busy")
+# Failed assertions of helpers show their values too.
+pytest.register_assert_rewrite("tests")
 # Started in a shell's background, tests and all that they start would ignore the Ctrl-C that some are about.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -1,6 +1,9 @@
-"""The three floors: no file too long to be read, no circle of imports, and nothing imports what lies above it."""
+"""The three floors: no file too long to be read, no circle of imports, and nothing imports what lies above it.
+
+Tests import nothing from each other."""
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -14,7 +17,18 @@ FILES = {
     for floor in FLOORS
     for file in sorted((ROOT / floor).rglob("*.py"))
 }
+TESTS = {str(file.relative_to(ROOT)): file for file in sorted((ROOT / "tests").rglob("*.py"))}
+TEST_FILE = re.compile(r"(tests\.(\w+\.)*)?test_")
 MAX_LINES = 450
+
+
+def named(node: ast.AST) -> list[str]:
+    """What a statement imports, or takes from what it imports."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return []
 
 
 def imported(module: str) -> Iterator[str]:
@@ -26,14 +40,8 @@ def imported(module: str) -> Iterator[str]:
             pending += node.orelse
             continue
         pending += ast.iter_child_nodes(node)
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{module}: relative imports hide where things lie"
-            whole = [f"{node.module}.{alias.name}" for alias in node.names]
-            names = [name if name in FILES else node.module for name in whole]
-        else:
-            continue
+        assert not getattr(node, "level", 0), f"{module}: relative imports hide where things lie"
+        names = [name if name in FILES else name.rpartition(".")[0] for name in named(node)]
         yield from (name for name in names if name in FILES and name != module)
 
 
@@ -59,3 +67,30 @@ def test_files_can_be_read_in_one_go(module):
     """Beyond that a file has more than one subject."""
     lines = len(FILES[module].read_text().splitlines())
     assert lines <= MAX_LINES, f"{FILES[module].relative_to(ROOT)} has {lines} lines: cut it by subject"
+
+
+def imported_tests(source: str) -> list[str]:
+    """Test files that a file imports or takes something from, also inside functions."""
+    return [name for node in ast.walk(ast.parse(source)) for name in named(node) if TEST_FILE.match(name)]
+
+
+@pytest.mark.parametrize("file", TESTS)
+def test_nothing_is_imported_from_a_test_file(file):
+    """What several of them use lies in a helper module, so that each can be read, changed and run alone."""
+    assert not imported_tests(TESTS[file].read_text())
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import tests.test_runs as runs",
+        "from tests.test_runs import call",
+        "from tests.faults.test_killed_runs import run",
+        "from tests import fakes, test_runs",
+        "from test_runs import call",
+        "def call():\n    from tests.test_runs import call",
+    ],
+)
+def test_an_import_from_a_test_file_is_found_however_it_is_written(source):
+    assert len(imported_tests(source)) == 1
+    assert not imported_tests(source.replace("test_", "toy_"))
