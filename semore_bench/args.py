@@ -8,6 +8,8 @@ import tyro
 
 from semore_bench.eval_settings import Setting, all_settings
 from wrappers.backends.annotators import check_annotator, check_grid
+from wrappers.backends.embedded import learned_from
+from wrappers.backends.specs import EMBEDDED, is_embedded, loads_models
 from wrappers.backends.vision_language import check_background
 from wrappers.distractions import check_distraction
 from wrappers.errors import UserError
@@ -51,7 +53,8 @@ class CommonArgs:
     """environments stepped in parallel, each in its own process"""
     annotator: str = "none"
     """annotator of frames: none, simulator (MuJoCo state; privileged), embedded (small, needs no network),
-    transformers:<model or folder> or openai:<base url>#<model>"""
+    embedded:<folder> (as `semore-bench train-guidance --output` makes it), transformers:<model or folder> or
+    openai:<base url>#<model>"""
     annotate_every: int = 8
     """agent steps between annotated frames"""
     annotation_grid: int | None = None
@@ -163,8 +166,12 @@ class CommonArgs:
 
     @property
     def guidance_source(self) -> str:
-        """The annotator whose guidance the agent gets, as results name it."""
-        return str(self.env_config().annotator)
+        """The annotator whose guidance the agent gets, and a CLIP that is not its own, as results name them."""
+        config = self.env_config()
+        annotator = source = str(config.annotator)
+        if is_embedded(annotator) and annotator != EMBEDDED and (learned := learned_from(annotator)):
+            source += f" (without {learned['left_out']})"
+        return f"{source}, CLIP {config.clip}" if loads_models(annotator) and config.clip else source
 
     @property
     def eval_settings(self) -> tuple[Setting, ...]:

@@ -14,9 +14,19 @@ from semore_bench.eval_settings import CLEAN, setting_of
 from semore_bench.families import Task
 from semore_bench.names import folder_name, printable
 from semore_bench.published import read_published
-from semore_bench.records import UnusableRun, find_runs, find_video, read_config, read_episodes, read_status
+from semore_bench.records import (
+    UnusableRun,
+    find_runs,
+    find_video,
+    read_clock,
+    read_config,
+    read_episodes,
+    read_status,
+    seconds_at,
+)
 from semore_bench.scores import COLUMNS, PROVENANCE, SCORES, Results, load, tidy
 from semore_bench.suites import load_suite
+from semore_bench.teachers import teacher
 from wrappers.errors import UserError
 
 RUNS = Path("runs")
@@ -73,7 +83,20 @@ def collect(folders: Sequence[str | Path], suite: str | None = None, published: 
         evaluations = tidy(pd.concat([evaluations, tidy(theirs)]))
         notes += left_out
     settings, environments = _factor(runs)
-    return Results(title, tasks, evaluations, tuple(runs), tuple(environments), settings, tuple(notes), usual=usual)
+    said = {guidance: text for results in kept.values() for guidance, text in results.teachers.items()}
+    guidances = {record["guidance"] for record in runs if record["guidance"]}
+    teachers = {guidance: said.get(guidance) or teacher(guidance) for guidance in sorted(guidances)}
+    return Results(
+        title,
+        tasks,
+        evaluations,
+        tuple(runs),
+        tuple(environments),
+        settings,
+        tuple(notes),
+        usual=usual,
+        teachers={guidance: text for guidance, text in teachers.items() if text},
+    )
 
 
 def _usual(runs: Sequence[dict[str, Any]]) -> str:
@@ -155,6 +178,11 @@ def read_run(run: Path) -> tuple[dict[str, Any], Rows, list[str]]:
         status = {}
         remarks.append(f"{reason}; nobody knows whether it has finished")
     columns = read_episodes(run)
+    try:
+        clock = read_clock(run)
+    except UnusableRun as reason:
+        clock = [], []
+        remarks.append(f"{reason}; its times were left out")
     budget = args.get("total_env_steps") or max([1, *columns["env_step"]])
     every = args.get("eval_every") or 1
     # An evaluation takes place at the first decision that reaches its step.
@@ -170,6 +198,7 @@ def read_run(run: Path) -> tuple[dict[str, Any], Rows, list[str]]:
             len(of),
             *(_mean([columns[name][index] for index in of]) for name in SCORES),
             setting,
+            round(seconds_at(clock, columns["env_step"][of[0]]), 1),
         )
         for (setting, step), of in together.items()
     ]

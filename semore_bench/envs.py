@@ -28,7 +28,7 @@ from wrappers import (
 )
 from wrappers.backends.annotation import Annotator
 from wrappers.backends.opengl import preload_triton, without_display
-from wrappers.backends.specs import is_vlm
+from wrappers.backends.specs import is_embedded, is_vlm
 from wrappers.distractions import parse_distraction
 from wrappers.errors import UserError
 
@@ -169,7 +169,7 @@ def _add_captions(env: gym.Env, config: EnvConfig) -> gym.Env:
     usual: Literal["sync", "pipelined", "async"] = "async"
     if annotator == "simulator" or hasattr(annotator, "attach"):  # sees the present alone
         usual = "sync"
-    elif annotator == "embedded":
+    elif is_embedded(annotator):
         usual = "pipelined"
     if is_vlm(annotator):
         size = VLM_FRAME_SIZE
@@ -177,7 +177,7 @@ def _add_captions(env: gym.Env, config: EnvConfig) -> gym.Env:
         from wrappers.backends.annotators import make_annotator
 
         # The embedded models are too small to be worth a GPU, and what is on its way there and back.
-        device = "cpu" if annotator == "embedded" else None
+        device = "cpu" if is_embedded(annotator) else None
         cache = config.annotation_cache if size else None
         annotator = make_annotator(
             annotator,

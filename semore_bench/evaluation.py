@@ -12,6 +12,7 @@ from semore_bench.envs import EnvConfig
 from semore_bench.eval_settings import Setting
 from semore_bench.transitions import Step
 from semore_bench.workers import Workers
+from wrappers.backends.specs import is_embedded
 from wrappers.flow import decode_flow
 
 FIRST_SEED = 10_000
@@ -154,7 +155,9 @@ def film(
         shown = {"rgb", "state"}
     else:
         shown = {"rgb", "flow", "state"}
-    if config.annotator in ("simulator", "embedded"):  # quick enough for what is said to be about the frame shown
+    if config.annotator == "simulator" or is_embedded(
+        config.annotator
+    ):  # quick enough for what is said to be about the frame shown
         config = replace(config, annotate_every=1, caption_mode="sync")
     episode, caption = Episode(seed), ""
     where = env_id if config.distraction == "none" else f"{env_id}   {config.distraction}"

@@ -23,6 +23,7 @@ Positive = Annotated[int, 1]
 LARGEST = 1e100
 Finite = Annotated[float, -LARGEST, LARGEST]
 Share = Annotated[float, 0, 1]
+Seconds = Annotated[float, 0, LARGEST]
 """kinds besides Python's own: numbers with the least, and the most, that they may be; sums and squares stay finite"""
 
 

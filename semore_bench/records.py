@@ -1,10 +1,13 @@
 """Run directories, read: what a run was asked to do, how far it is, and what came of it."""
 
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from semore_bench.eval_settings import CLEAN
 from semore_bench.names import PUBLISHED, printable
@@ -38,6 +41,9 @@ EPISODES = {
     "success_last": Share | None,
     "setting": str | None,
 }
+METRICS = {"env_step": Count, "metric": str, "value": str}
+CLOCK = "speed/wall_seconds"
+"""the metric that says how long a run has been worked on"""
 
 
 class UnusableRun(Exception):
@@ -148,6 +154,42 @@ def read_episodes(run: Path, name: str = "eval") -> dict[str, list[Any]]:
     except Unreadable as error:
         raise UnusableRun(f"{name}.csv is damaged: {error}") from None
     return columns | {"setting": [setting or CLEAN for setting in columns["setting"]]}
+
+
+def read_clock(run: Path) -> tuple[list[int], list[float]]:
+    """Env steps in metrics.csv, ascending, and the seconds that the run's processes had worked until then; both empty
+    where nobody knows. A run that is continued counts on: what passed in between is in no process's time.
+
+    Raises:
+        UnusableRun: the file is damaged.
+    """
+    try:
+        columns = read_csv(run / "metrics.csv", METRICS, growing=True)
+        rows = zip(columns["line"], columns["env_step"], columns["metric"], columns["value"], strict=True)
+        steps, seconds = [0], [0.0]
+        for line, step, metric, text in rows:
+            if metric != CLOCK:
+                continue
+            value = float(text)
+            if not (step >= steps[-1] and seconds[-1] <= value < math.inf):
+                raise ValueError(
+                    f"line {line}: expected no step and no time before those above it, got {text} at {step}"
+                )
+            steps.append(step)
+            seconds.append(value)
+    except Absent:
+        return [], []
+    except (Unreadable, ValueError) as error:
+        raise UnusableRun(f"metrics.csv is damaged: {error}") from None
+    return (steps, seconds) if len(steps) > 1 else ([], [])
+
+
+def seconds_at(clock: tuple[Sequence[int], Sequence[float]], step: int) -> float:
+    """Seconds until an env step, between the rows of `read_clock` and, at their speed, behind the last; or NaN."""
+    steps, seconds = clock
+    if not steps:
+        return math.nan
+    return float(np.interp(step, steps, seconds)) * max(1.0, step / max(steps[-1], 1))
 
 
 def find_video(run: Path) -> Path | None:

@@ -14,7 +14,17 @@ import pandas as pd
 from semore_bench.eval_settings import CLEAN
 from semore_bench.families import Task
 from semore_bench.names import PUBLISHED, printable
-from semore_bench.reading import Count, Finite, Positive, Share, Unreadable, check_fields, read_csv, read_json
+from semore_bench.reading import (
+    Count,
+    Finite,
+    Positive,
+    Seconds,
+    Share,
+    Unreadable,
+    check_fields,
+    read_csv,
+    read_json,
+)
 from semore_bench.suites import check_bounds
 from wrappers.errors import UserError
 
@@ -32,8 +42,10 @@ COLUMNS = {
     "success_any": Share | None,
     "success_last": Share | None,
     "setting": str | None,
+    "wall_seconds": Seconds | None,
 }
-"""of evaluations, in their order; files in which all are clean have no setting"""
+"""of evaluations, in their order; files in which all are clean have no setting, those without any time no wall_seconds,
+which are the seconds of work on the run until then"""
 KEY = ("agent", "task", "seed", "env_step", "setting")
 """columns that tell evaluations apart"""
 KEPT = {
@@ -45,6 +57,7 @@ KEPT = {
     "baseline": str | None,
     "runs": list[dict],
     "usual": str | None,
+    "teachers": dict | None,
 }
 KEPT_RUN = {
     "agent": str,
@@ -73,7 +86,8 @@ class Results:
     JSON-able record per run directory. `environments`: the commits, versions and machines that the runs name by their
     index. `settings`: of each agent, those that all its runs share, and the agent file in `agent`. `notes`: what was
     left out, and why. `baseline`: the agent that the others were compared with when the results were kept. `usual`: the
-    evaluation setting that runs are trained in; `chosen`: the one whose scores and curves are asked for, None for that.
+    evaluation setting that runs are trained in; `teachers`: of guidance by its name, who taught its models with what;
+    `chosen`: the one whose scores and curves are asked for, None for that.
     """
 
     title: str
@@ -85,6 +99,7 @@ class Results:
     notes: tuple[str, ...] = ()
     baseline: str | None = None
     usual: str = CLEAN
+    teachers: dict[str, str] = field(default_factory=dict)
     chosen: str | None = None
 
     @property
@@ -128,7 +143,8 @@ class Results:
         )
 
     def scores(self, at: int | None = None, fraction: float = 1.0) -> pd.DataFrame:
-        """The score of every run that got that far, columns agent, task, seed, env_step, score, normalised, success.
+        """The score of every run that got that far, columns agent, task, seed, env_step, score, normalised, success,
+        wall_seconds.
 
         Args:
             at: env step; the last evaluation until then counts, in runs that were evaluated then or later. None: the
@@ -151,7 +167,8 @@ class Results:
             parts.append(rows.assign(score=score, normalised=(score - low) / (high - low)))
         rows = pd.concat([part for part in parts if len(part)] or parts)
         rows = rows.rename(columns={"success_any": "success"})
-        return rows[["agent", "task", "seed", "env_step", "score", "normalised", "success"]].reset_index(drop=True)
+        columns = "agent task seed env_step score normalised success wall_seconds".split()
+        return rows[columns].reset_index(drop=True)
 
     def normalised_curves(self, fractions: Sequence[float]) -> dict[str, dict[str, np.ndarray]]:
         """Agent -> task -> normalised scores (n_seeds, n_fractions): those of `scores` at shares of the budget.
@@ -186,8 +203,8 @@ def in_order(agents: Iterable[str], evaluated: Iterable[tuple[str, str]]) -> lis
 
 def tidy(table: pd.DataFrame) -> pd.DataFrame:
     """The columns of evaluations in their order and types, sorted."""
-    kinds = dict.fromkeys(("seed", "env_step", "episodes"), int) | dict.fromkeys(SCORES, float)
-    return table[list(COLUMNS)].astype(kinds).sort_values(list(KEY), ignore_index=True)
+    kinds = dict.fromkeys(("seed", "env_step", "episodes"), int) | dict.fromkeys((*SCORES, "wall_seconds"), float)
+    return table.reindex(columns=list(COLUMNS)).astype(kinds).sort_values(list(KEY), ignore_index=True)
 
 
 # ---- folders of results ----
@@ -215,8 +232,12 @@ def save(results: Results, folder: Path) -> None:
     evaluations = results.evaluations
     if results.usual != CLEAN:
         provenance["usual"] = results.usual
+    if results.teachers:
+        provenance["teachers"] = results.teachers
     if (evaluations.setting == CLEAN).all():
         evaluations = evaluations.drop(columns="setting")
+    if evaluations.wall_seconds.isna().all():
+        evaluations = evaluations.drop(columns="wall_seconds")
     folder.mkdir(parents=True, exist_ok=True)
     evaluations.to_csv(folder / "evaluations.csv", index=False, lineterminator="\n")
     (folder / PROVENANCE).write_text(json.dumps(provenance, indent=1) + "\n", "utf-8")
@@ -240,6 +261,7 @@ def _load(folder: Path) -> Results:
         )
         for agent, settings in kept["settings"].items():
             check_fields(settings, {}, f"settings of {printable(agent)}")
+        teachers = check_fields(kept["teachers"] or {}, dict.fromkeys(kept["teachers"] or {}, str), "teachers")
         budgets = {task.env_id for task in tasks}
         for number, run in enumerate(runs, 1):
             if run["task"] not in budgets or (run["environment"] or 0) >= max(1, len(kept["environments"])):
@@ -267,6 +289,7 @@ def _load(folder: Path) -> Results:
         tuple(map(printable, kept["notes"])),
         kept["baseline"],
         kept["usual"] or CLEAN,
+        {printable(guidance): printable(teacher) for guidance, teacher in teachers.items()},
     )
 
 

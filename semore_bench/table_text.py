@@ -84,7 +84,14 @@ def _markdown(text: str) -> str:
     return re.sub(r"([\\`*<>|]|(?<=\])\()", r"\\\1", text)
 
 
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--"}
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "–": "--",
+    "∞": r"$\infty$",
+}
 _LATEX |= {character: "\\" + character for character in "&%$#_{}"}
 
 

@@ -15,6 +15,7 @@ from semore_bench.generalisation import generalisation
 from semore_bench.names import PUBLISHED, folder_name
 from semore_bench.scores import ALL, Results
 from semore_bench.table_text import Document, as_latex, as_markdown, rounded, with_interval
+from semore_bench.wall_clock import time_columns, time_notes, timed_runs
 from wrappers.errors import UserError
 
 STATISTICS = ("mean", "median", "iqm", "optimality_gap")
@@ -26,13 +27,15 @@ class Table:
 
     `rows`: a row per task (`ALL` first) and agent, best IQM first, incomplete agents last; scores of a task in its own
     unit, scores of `ALL` and every optimality gap normalised; NaN where a number does not exist. `caption`: what is
-    compared. `notes`: seeds that failed or are missing, and whatever else a reader must know.
+    compared. `notes`: seeds that failed or are missing, and whatever else a reader must know. `guidance`: who taught
+    the models that guide which agents.
     """
 
     caption: str
     rows: pd.DataFrame
     notes: tuple[str, ...]
     baseline: str | None
+    guidance: tuple[str, ...] = ()
 
 
 def table(
@@ -44,14 +47,14 @@ def table(
     setting: str | None = None,
     output: Path | None = None,
 ) -> None:
-    """Compare agents: mean, median, IQM with 95% intervals, optimality gap, success, and how many seeds there are.
+    """Compare agents: mean, median, IQM with 95% intervals, optimality gap, success, time, and how many seeds.
 
     Runs that were evaluated in several settings are compared in that of their training; a table of the others follows.
 
     Args:
         runs: Run directories, folders with some anywhere inside, or a folder of results.
         suite: Suite by name or file: which tasks are compared, and at which budget (default: all that were run).
-        baseline: Agent against which the probability of improvement is given.
+        baseline: Agent against which the probability of improvement is given, and the time to its final IQM.
         at: Env step at which agents are compared (default: the end of each task's budget).
         published: CSV file (agent, task, seed, env_step, episode_return) with numbers to show beside, marked as such.
         setting: Evaluation setting, such as background-hard (default: the one that the runs were trained in).
@@ -112,6 +115,10 @@ def make_table(results: Results, at: int | None = None, baseline: str | None = N
     for task in results.tasks:
         here, counts = scores[scores.task == task.env_id], census[census.task == task.env_id]
         rows += [_row(task.env_id, agent, counts, here, baseline) for agent in agents]
+    if timed := timed_runs(results, scores):
+        for row in rows:
+            tasks = scaled if row["task"] == ALL else [row["task"]]
+            row |= time_columns(tasks, row["agent"], baseline, timed, normalised=row["task"] == ALL)
     order = {task: number for number, task in enumerate([ALL, *(task.env_id for task in results.tasks)])}
     frame = pd.DataFrame(rows)
     frame = frame.assign(order=frame.task.map(order), part=frame.tasks < frame.tasks_expected)
@@ -121,7 +128,14 @@ def make_table(results: Results, at: int | None = None, baseline: str | None = N
     caption = f"{results.title} at {where}, {len(results.tasks)} task{'s' * (len(results.tasks) > 1)}"
     if results.setting != results.usual:
         caption += f", evaluated in {results.setting}"
-    return Table(caption, frame, tuple(make_notes(results, census)), baseline)
+    notes = *time_notes(results, scores, baseline), *make_notes(results, census)
+    return Table(caption, frame, notes, baseline, tuple(_guidance(results)))
+
+
+def _guidance(results: Results) -> Iterator[str]:
+    for guidance, taught in results.teachers.items():
+        agents = sorted({run["agent"] for run in results.runs if run["guidance"] == guidance})
+        yield f"guidance of {', '.join(agents)} is {guidance}: {taught}"
 
 
 def check_baseline(results: Results, baseline: str | None) -> None:
@@ -267,7 +281,7 @@ def _document(made: Table) -> Document:
             title = f"{task}, normalised" if task == ALL else task
             sections.append((title, _columns(made, rows, normalised=task == ALL)))
     first = "IQM: mean of the middle half of the runs; [95% stratified bootstrap interval over seeds]"
-    return Document(made.caption, sections, [first, *made.notes])
+    return Document(made.caption, sections, [first, *made.guidance, *made.notes])
 
 
 def _columns(made: Table, rows: pd.DataFrame, normalised: bool) -> dict[str, list[str]]:
@@ -286,6 +300,12 @@ def _columns(made: Table, rows: pd.DataFrame, normalised: bool) -> dict[str, lis
         columns[f"P(better than {made.baseline}) [95%]"] = [
             with_interval(row, "p_improvement", 2) for row in rows.itertuples()
         ]
+    if "seconds" in rows:
+        columns["seconds per run"] = [rounded(value, 0) for value in rows.seconds]
+        if made.baseline is not None:
+            columns[f"time to {made.baseline}'s IQM [95%]"] = [
+                with_interval(row, "time_share", 2).replace("inf", "∞") for row in rows.itertuples()
+            ]
     if rows.success_rate.notna().any():
         columns["success rate"] = [rounded(value, 2) for value in rows.success_rate]
     if normalised:

@@ -21,7 +21,7 @@ from semore_bench.tether import follow
 from semore_bench.transitions import Step
 from wrappers.action_repeat import success_of
 from wrappers.backends.annotation import Annotation
-from wrappers.backends.specs import is_server, is_vlm, loads_models
+from wrappers.backends.specs import is_embedded, is_server, is_vlm, loads_models
 from wrappers.errors import UserError
 from wrappers.flow import encode_flow
 
@@ -120,7 +120,7 @@ class _Maker:
             if needs_models or config.true_things:
                 import torch  # before Mesa, see `preload_triton`
 
-                if annotator in ("embedded", "none"):
+                if annotator == "none" or is_embedded(annotator):
                     torch.set_num_threads(1)
         elif needs_models and isinstance(
             annotator, str

@@ -694,7 +694,7 @@ def test_a_tower_with_a_grid_of_its_own_refuses_others(tmp_path):
             ask(spec, clip, 16)
 
 
-@pytest.mark.parametrize("spec", ["embeded", "openai", "hf:SmolVLM", ""])
+@pytest.mark.parametrize("spec", ["embeded", "embedded:", "embeddedx", "openai", "hf:SmolVLM", ""])
 def test_unknown_annotators_are_explained(spec):
     with pytest.raises(UserError, match=r"expected none, simulator, embedded, transformers:"):
         make_annotator(spec)

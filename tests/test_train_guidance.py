@@ -35,7 +35,7 @@ from wrappers.backends.annotators import annotation_shape
 from wrappers.backends.captioners import TransformersCaptioner, parse_answer
 from wrappers.backends.clip import ClipGrounding, _dense_transformer
 from wrappers.backends.dense import FILE, GRID, DenseHead
-from wrappers.backends.embedded import UNFAMILIAR, EmbeddedAnnotator
+from wrappers.backends.embedded import UNFAMILIAR, EmbeddedAnnotator, learned_from
 from wrappers.backends.scenes import BACKGROUND
 from wrappers.backends.vision_language import VisionLanguageAnnotator
 from wrappers.errors import UserError
@@ -205,6 +205,14 @@ def test_training_goes_on_after_a_kill_as_if_nothing_had_happened(tmp_path, monk
     assert not torch.equal(other.head.weight, whole.head.weight), "a checkpoint of other settings is not continued"
 
 
+def test_corpora_of_other_scenes_are_told_apart():
+    """A checkpoint that has seen a domain must not be continued where that is left out."""
+    both = [toy_frames(name, 4, 0) for name in ("box", "ball")]
+    identities = {Corpus(parts).identity for parts in ([both[0]], [both[1]], both, both[::-1])}
+    assert len(identities) == 4
+    assert Corpus(both).identity in identities
+
+
 def test_shards_are_seeded_complete_and_not_made_twice(tmp_path):
     shard = Shard("cartpole", "dm_control/cartpole-swingup-v0", "varied", 0, 6, seed=3)
     [frames] = collect([shard], tmp_path, workers=1)
@@ -366,6 +374,7 @@ def test_the_command_makes_models_and_cards(tmp_path, monkeypatch, capsys):
     assert re.search(r"cartpole \(left out\) +│", said)
     assert re.search(r"IoU per named thing, on average over the known domains, varied: 0\.\d+", said)
     threshold = json.loads((models / "clip" / "open_clip_config.json").read_text())["familiar_similarity"]
+    assert learned_from(f"embedded:{models}") == {"domains": ["pendulum"], "left_out": "cartpole"}
     for name in ("clip", "captioner"):
         card = (models / name / "README.md").read_text()
         assert "--frames 10 --updates 2 --batch-size 8 --dense-updates 2 --seed 0 --leave-out cartpole" in card
@@ -386,6 +395,9 @@ def test_the_command_makes_models_and_cards(tmp_path, monkeypatch, capsys):
     assert "2 updates of CLIP and captioner" in card
     assert "in 3 updates" in card
     assert "--keep-clip" in card
+    capsys.readouterr()
+    assert run(["train-guidance", *again, "--domains", "pendulum", "cartpole", "--leave-out", "pendulum", *places]) == 2
+    assert "learned from pendulum and not from cartpole: type the same" in capsys.readouterr().err
 
 
 def test_mistakes_are_explained(tmp_path, capsys):

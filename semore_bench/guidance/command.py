@@ -14,6 +14,8 @@ from rich.table import Table
 from semore_bench.guidance.frames import DOMAINS, HELD_OUT_FRAMES, MASK_SIZE, Frames, collect, plan
 from semore_bench.memory import keep_freed_memory
 from wrappers.backends.captioners import MODELS
+from wrappers.backends.embedded import learned_from
+from wrappers.backends.specs import EMBEDDED
 from wrappers.errors import UserError
 
 if TYPE_CHECKING:  # the modules that need PyTorch are imported when arguments have been checked
@@ -64,6 +66,13 @@ def train_guidance(
     if keep_clip and not (output / "clip" / "open_clip_config.json").is_file():
         raise UserError(f"there is no CLIP in {output / 'clip'} to keep: leave --keep-clip out, and it is made")
 
+    learned = {"domains": trained, "left_out": leave_out}
+    if keep_clip and (before := learned_from(f"{EMBEDDED}:{output}")) not in ({}, learned):
+        raise UserError(
+            f"the CLIP in {output / 'clip'} learned from {', '.join(before['domains'])} and not from "
+            f"{before['left_out']}: type the same --domains and --leave-out with --keep-clip, or leave it out"
+        )
+
     for folder in (output, cache):  # before hours of work: it may be a file, or read-only
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -96,7 +105,7 @@ def train_guidance(
         model, losses = train(corpus, Settings(updates, batch_size, seed=seed), cache / "training.pt", Sizes())
         model.save(output, used_tokens(corpus, model))
         made = {"command": command, "updates": updates, "loss": _last(losses), "minutes": clock.minutes()}
-        add_to_clip_config(output / "clip", made=made)
+        add_to_clip_config(output / "clip", made=made, learned_from=learned)
     clip = ClipGrounding(output / "clip", device="cpu")
     settings = Settings(dense_updates, max(batch_size // 2, 8), learning_rate=2e-3, weight_decay=0.01, seed=seed)
     head, losses = train_dense_head(corpus, clip, settings, cache / "dense.pt")

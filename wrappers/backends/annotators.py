@@ -11,7 +11,7 @@ from wrappers.backends.annotation import DEFAULT_GRID, Annotator
 from wrappers.backends.cache import CachedAnnotator
 from wrappers.backends.captioners import embedded_model, make_captioner
 from wrappers.backends.servers import check_base_url
-from wrappers.backends.specs import EXPECTED, is_known, is_server, split_server
+from wrappers.backends.specs import EMBEDDED, EXPECTED, is_embedded, is_known, is_server, split_server
 from wrappers.backends.vision_language import BACKGROUND, VisionLanguageAnnotator, patches_per_side
 from wrappers.errors import UserError
 
@@ -24,9 +24,12 @@ DEFAULT_CLIP_GRID = 28
 
 
 def check_annotator(spec: str) -> None:
-    """Raises `UserError` unless `spec` has the form of what `make_annotator` takes; nothing is loaded."""
+    """Raises `UserError` unless `spec` has the form of what `make_annotator` takes, and its folder is there; nothing
+    is loaded."""
     if not is_known(spec):
         raise UserError(f"unknown annotator {spec!r}: expected {EXPECTED}")
+    if is_embedded(spec):
+        embedded_model("clip", spec)
     if is_server(spec):
         check_base_url(split_server(spec)[0])
 
@@ -62,9 +65,9 @@ def annotation_shape(spec: str, clip: str | None = None, grid: int | None = None
 
 
 def _choose_clip(spec: str, clip: str | None, grid: int | None) -> tuple[str, int | None]:
-    if clip is None and spec != "embedded":
+    if clip is None and not is_embedded(spec):
         return DEFAULT_CLIP, DEFAULT_CLIP_GRID if grid is None else grid
-    return clip or "embedded", grid
+    return clip or (EMBEDDED if spec == EMBEDDED else str(embedded_model("clip", spec))), grid
 
 
 def _clip_config(clip: str) -> dict[str, Any]:
@@ -101,7 +104,8 @@ def make_annotator(
 
     Args:
         spec: "none"; "simulator" (MuJoCo only, exact and privileged); or a captioner: "embedded" (small, offline),
-            "transformers:<name on the hub or folder>", "openai:<base url>#<model>".
+            "embedded:<folder>" (as `semore-bench train-guidance --output` makes it), "transformers:<name on the hub or
+            folder>", "openai:<base url>#<model>".
         task_description: the task in a sentence, for the captioner's prompt.
         clip: the CLIP that locates objects: "<model>:<weights>" as open_clip knows them, a folder in its format, or
             "embedded", which is the default with the embedded captioner; `DEFAULT_CLIP` otherwise.
@@ -125,11 +129,12 @@ def make_annotator(
 
         return SimulatorAnnotator(grid=DEFAULT_GRID if grid is None else grid)
     check_annotator(spec)
-    if spec == "embedded" and clip in (None, "embedded"):
+    if is_embedded(spec) and (clip is None or clip == spec == EMBEDDED):
         from wrappers.backends.embedded import EmbeddedAnnotator
 
-        annotator: VisionLanguageAnnotator = EmbeddedAnnotator(device)
-        _refuse_other_grids("embedded", annotator.grid, grid)
+        annotator: VisionLanguageAnnotator = EmbeddedAnnotator(device, embedded_model("clip", spec).parent)
+        annotator.source = spec
+        _refuse_other_grids(spec, annotator.grid, grid)
     else:
         captioner = make_captioner(spec, task_description, device)
         clip, grid = _choose_clip(spec, clip, grid)

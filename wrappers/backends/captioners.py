@@ -19,7 +19,7 @@ from wrappers.backends.answers import (
 )
 from wrappers.backends.model_files import identify, load_transformers, make_chat
 from wrappers.backends.servers import OpenAICaptioner
-from wrappers.backends.specs import split_server
+from wrappers.backends.specs import EMBEDDED, is_embedded, split_server
 from wrappers.errors import UserError
 
 MODELS = Path(__file__).parent.parent / "models"  # the embedded ones
@@ -107,7 +107,8 @@ def make_captioner(spec: str, task_description: str = "", device: str | None = N
     """Makes the captioner that a user named.
 
     Args:
-        spec: "embedded", "transformers:<name on the hub or folder>" or "openai:<base url>#<model>".
+        spec: "embedded", "embedded:<folder>", "transformers:<name on the hub or folder>" or
+            "openai:<base url>#<model>".
         task_description: the task in a sentence; the embedded model has no use for it.
         device: a torch device; by default the GPU where there is one. Servers choose for themselves.
 
@@ -115,25 +116,28 @@ def make_captioner(spec: str, task_description: str = "", device: str | None = N
         UserError: if it is none of these, or cannot be loaded.
     """
     kind, _, place = spec.partition(":")
-    if spec == "embedded":
-        captioner = TransformersCaptioner(embedded_model("captioner"), task_description, device)
-        captioner.source = spec  # the same wherever the package lies
+    if is_embedded(spec):
+        captioner = TransformersCaptioner(embedded_model("captioner", spec), task_description, device)
+        captioner.source = spec  # for the package's own, the same wherever it lies
         return captioner
     if kind == "transformers" and place:
         return TransformersCaptioner(place, task_description, device)
     return OpenAICaptioner(*split_server(spec), task_description)
 
 
-def embedded_model(name: str) -> Path:
-    """The folder of a model that comes with the package, "clip" or "captioner".
+def embedded_model(name: str, spec: str = EMBEDDED) -> Path:
+    """The folder of a model, "clip" or "captioner": one that comes with the package, or lies where `spec` says.
 
     Raises:
         UserError: if it is missing.
     """
-    folder = MODELS / name
+    _, _, place = spec.partition(":")
+    models = Path(place).expanduser() if place else MODELS
+    folder = models / name
     if not folder.is_dir():
+        output = f" --output {place}" if place else ""
         raise UserError(
-            f"the embedded models are missing from {MODELS}; `semore-bench train-guidance` makes them, and "
+            f"the embedded models are missing from {models}; `semore-bench train-guidance{output}` makes them, and "
             "transformers:<name> or openai:<base url>#<model> name another vision-language model"
         )
     return folder

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,20 @@ def has_bfloat16() -> bool:
     import torch
 
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def learned_from(spec: str) -> dict[str, Any]:
+    """What the models that `spec` names were taught: `domains`, and `left_out`, one that they never saw; empty where
+    `semore-bench train-guidance` has not said so.
+
+    Raises:
+        UserError: if the models are missing.
+    """
+    return _config(embedded_model("clip", spec)).get("learned_from", {})
+
+
+def _config(clip: Path) -> dict[str, Any]:
+    return json.loads((clip / "open_clip_config.json").read_text())
 
 
 class EmbeddedAnnotator(VisionLanguageAnnotator):
@@ -46,7 +61,7 @@ class EmbeddedAnnotator(VisionLanguageAnnotator):
 
     def __init__(self, device: str | None = None, folder: str | Path | None = None):
         folder = Path(folder) if folder else embedded_model("clip").parent
-        config = json.loads((folder / "clip" / "open_clip_config.json").read_text())
+        config = _config(folder / "clip")
         self.folder, self.device = folder, device
         self._familiar_similarity = config.get("familiar_similarity", -1.0)
         self._checked = self._unfamiliar = 0

@@ -5,17 +5,24 @@ from typing import Any
 from wrappers.errors import UserError
 
 VLM_PREFIXES = TRANSFORMERS, OPENAI = "transformers:", "openai:"
-EXPECTED_CAPTIONER = "embedded, transformers:<name or folder> or openai:<base url>#<model>"
+EMBEDDED = "embedded"
+"""models of `semore-bench train-guidance`: the package's own, or those of a folder that follows behind a colon"""
+EXPECTED_CAPTIONER = "embedded, embedded:<folder>, transformers:<name or folder> or openai:<base url>#<model>"
 EXPECTED = f"none, simulator, {EXPECTED_CAPTIONER}"
 
 
 def is_known(spec: str) -> bool:
     """Whether a spec has one of the forms that are `EXPECTED`."""
-    return spec in ("none", "simulator", "embedded") or spec.startswith(VLM_PREFIXES)
+    return spec in ("none", "simulator") or is_embedded(spec) or spec.startswith(VLM_PREFIXES)
+
+
+def is_embedded(annotator: Any) -> bool:
+    """Whether it is the spec of models that `semore-bench train-guidance` makes."""
+    return isinstance(annotator, str) and annotator.partition(":")[0] == EMBEDDED and annotator[-1] != ":"
 
 
 def is_vlm(annotator: Any) -> bool:
-    """Whether it is the spec of a vision-language model other than the embedded one."""
+    """Whether it is the spec of a vision-language model other than the embedded ones."""
     return isinstance(annotator, str) and annotator.startswith(VLM_PREFIXES)
 
 
@@ -26,7 +33,7 @@ def is_server(annotator: Any) -> bool:
 
 def loads_models(annotator: Any) -> bool:
     """Whether it is the spec of an annotator with neural networks."""
-    return annotator == "embedded" or is_vlm(annotator)
+    return is_embedded(annotator) or is_vlm(annotator)
 
 
 def split_server(spec: str) -> tuple[str, str]:
