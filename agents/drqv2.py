@@ -208,9 +208,9 @@ class Agent(nn.Module):
         return (self.actor.mean(maps) if deterministic else self.actor(maps, self.std)).cpu().numpy()
 
     def update(self, replay: Replay, number: int) -> dict[str, Tensor]:
-        """Agent step `number` (from 0) of learning; returns what to log, as tensors: nothing where no update is due."""
+        """Call `number` (from 0) of learning; returns what to log, as tensors: nothing where no update is due."""
         args = self.args
-        self.std.fill_(self.schedule(args.random_steps + number))
+        self.std.fill_(self.schedule(args.random_steps + number // args.updates_per_step))
         if number % args.update_every:
             return {}
         batch = replay.sample(args.batch_size)

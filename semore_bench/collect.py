@@ -12,7 +12,7 @@ import pandas as pd
 
 from semore_bench.eval_settings import CLEAN, setting_of
 from semore_bench.families import Task
-from semore_bench.names import folder_name, printable
+from semore_bench.names import PUBLISHED, folder_name, printable
 from semore_bench.published import read_published
 from semore_bench.records import (
     UnusableRun,
@@ -24,7 +24,7 @@ from semore_bench.records import (
     read_status,
     seconds_at,
 )
-from semore_bench.scores import COLUMNS, PROVENANCE, SCORES, Results, load, tidy
+from semore_bench.scores import COLUMNS, KEY, PROVENANCE, SCORES, Results, load, tidy
 from semore_bench.suites import load_suite
 from semore_bench.teachers import teacher
 from wrappers.errors import UserError
@@ -78,10 +78,13 @@ def collect(folders: Sequence[str | Path], suite: str | None = None, published: 
     notes += [note for note in _unequal_settings(runs) if note not in notes]
     evaluations = tidy(pd.DataFrame([row for *_, rows in chosen.values() for row in rows], columns=list(COLUMNS)))
     usual = _usual(runs)
+    theirs = [_published_rows(results, tasks) for results in kept.values()]
     if published:
-        theirs, left_out = read_published(Path(published), tasks, usual)
-        evaluations = tidy(pd.concat([evaluations, tidy(theirs)]))
+        read, left_out = read_published(Path(published), tasks, usual)
+        theirs.append(tidy(read))
         notes += left_out
+    if theirs := [table for table in theirs if len(table)]:
+        evaluations = tidy(pd.concat([evaluations, *theirs]).drop_duplicates(list(KEY), keep="last"))
     settings, environments = _factor(runs)
     said = {guidance: text for results in kept.values() for guidance, text in results.teachers.items()}
     guidances = {record["guidance"] for record in runs if record["guidance"]}
@@ -97,6 +100,12 @@ def collect(folders: Sequence[str | Path], suite: str | None = None, published: 
         usual=usual,
         teachers={guidance: text for guidance, text in teachers.items() if text},
     )
+
+
+def _published_rows(results: Results, tasks: Sequence[Task]) -> pd.DataFrame:
+    """What a folder of results keeps of others' numbers on these tasks."""
+    rows = results.evaluations
+    return rows[rows.agent.str.endswith(PUBLISHED) & rows.task.isin([task.env_id for task in tasks])]
 
 
 def _usual(runs: Sequence[dict[str, Any]]) -> str:

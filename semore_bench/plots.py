@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -23,37 +23,16 @@ from rich.markup import escape
 from semore_bench.collect import open_results
 from semore_bench.estimates import bootstrap, iqm, iqm_of_all, mean
 from semore_bench.eval_settings import CLEAN, setting_of
+from semore_bench.looks import LONGEST_LABEL, STYLE, Look, add_legend, agent_looks, save
 from semore_bench.names import printable, shorten
 from semore_bench.records import UnusableRun, find_runs, read_config, read_episodes
 from semore_bench.scores import PROVENANCE, Results, in_order
+from semore_bench.wall_clock import curve_in_time, timed_runs
 from wrappers.errors import UserError
 
-# Okabe and Ito's palette, which can be told apart with every kind of colour blindness.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-STYLE = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": "#71717a",
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 10,
-    "figure.dpi": 200,
-    "font.size": 9,
-    "grid.color": "#e4e4e7",
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "semore-bench",
-    "text.parse_math": False,  # a name with two dollar signs is a name
-    "text.usetex": False,
-    "xtick.color": "#3f3f46",
-    "ytick.color": "#3f3f46",
-}
-
-LONGEST_LABEL = 60
-"""characters of a name in a figure"""
-
 Metric = Literal["episode_return", "success_any", "success_last"]
+Axis = Literal["steps", "time"]
+SECONDS = "seconds of a run on one worker"
 AXIS_LABELS = {
     "episode_return": "episode return",
     "success_any": "success rate (any step)",
@@ -63,7 +42,7 @@ AXIS_LABELS = {
 
 @dataclass(frozen=True)
 class Curve:
-    """One run's learning curve: `values` (n,) at `steps` (n,) environment steps, ascending."""
+    """One run's learning curve: `values` (n,) at `steps` (n,) environment steps, or seconds, ascending."""
 
     env_id: str
     agent: str
@@ -71,24 +50,6 @@ class Curve:
     steps: np.ndarray
     values: np.ndarray
     from_evaluation: bool  # or else from training episodes
-
-
-@dataclass(frozen=True)
-class Look:
-    """How an agent is drawn: by colour, and by marker or hatch where there is no colour, as in print."""
-
-    colour: str
-    marker: str
-    hatch: str
-    hollow: bool = False  # the marker
-
-    @property
-    def line(self) -> dict[str, Any]:
-        """Keyword arguments of its bold line."""
-        edge = {"markersize": 4.5, "markeredgecolor": "white", "markeredgewidth": 0.6}
-        if self.hollow:
-            edge |= {"markeredgecolor": self.colour, "markeredgewidth": 1.0, "markerfacecolor": "white"}
-        return {"color": self.colour, "linewidth": 1.8, "marker": self.marker} | edge
 
 
 def plot(
@@ -100,6 +61,7 @@ def plot(
     suite: str | None = None,
     published: Path | None = None,
     setting: str | None = None,
+    x: Axis = "steps",
 ) -> None:
     """Draw learning curves: a panel per environment, a colour per agent, a thin line per seed.
 
@@ -113,14 +75,18 @@ def plot(
         suite: Suite by name or file: the tasks to draw.
         published: CSV file with numbers to show beside, see `semore-bench table`.
         setting: Evaluation setting to draw, such as background-hard (default: the one that the runs were trained in).
+        x: Horizontal axis of curves and efficiency: env steps, or the seconds that one worker has taken until then.
     """
     console = Console(highlight=False, soft_wrap=True)
-    if kind != "curves" or suite or published or any((folder / PROVENANCE).exists() for folder in runs):
+    if x == "time" and kind not in ("curves", "efficiency"):
+        raise UserError(f"--x time is for --kind curves and efficiency, not for {kind}")
+    if kind != "curves" or x == "time" or suite or published or any((folder / PROVENANCE).exists() for folder in runs):
         results = open_results(runs, suite, published, setting)
         for note in results.notes:
             console.print(f"[yellow]note[/] {escape(note)}")
-        draw = {"profiles": plot_profiles, "efficiency": plot_efficiency, "settings": plot_settings}.get(kind)
-        figure = draw(results) if draw else plot_curves(results_curves(results, metric), None, metric, aggregate)
+        efficiency = plot_time if x == "time" else plot_efficiency
+        draw = {"profiles": plot_profiles, "efficiency": efficiency, "settings": plot_settings}.get(kind)
+        figure = draw(results) if draw else plot_curves(results_curves(results, metric, x), None, metric, aggregate, x)
         save(figure, output)
         console.print(f"drew {len(results.agents)} agents on {len(results.tasks)} tasks: {escape(str(output))}")
         return
@@ -183,15 +149,18 @@ def load_curve(run: Path, metric: Metric = "episode_return", setting: str | None
     raise UnusableRun(f"no {AXIS_LABELS[metric]} {where} yet")
 
 
-def results_curves(results: Results, metric: Metric = "episode_return") -> list[Curve]:
-    """A curve per run of `results` that has been evaluated; raises `UserError` if there is none."""
-    rows = results.shown.dropna(subset=[metric])
+def results_curves(results: Results, metric: Metric = "episode_return", x: Axis = "steps") -> list[Curve]:
+    """A curve per run of `results` that has been evaluated, over env steps or the run's time; raises `UserError` if
+    there is none."""
+    column = {"steps": "env_step", "time": "wall_seconds"}[x]
+    rows = results.shown.dropna(subset=[metric, column])
     curves = [
-        Curve(task, agent, seed, run.env_step.to_numpy(), run[metric].to_numpy(), True)
+        Curve(task, agent, seed, run[column].to_numpy(), run[metric].to_numpy(), True)
         for (task, agent, seed), run in rows.groupby(["task", "agent", "seed"])
     ]
     if not curves:
-        raise UserError(f"nothing to draw: no evaluation with {AXIS_LABELS[metric]} yet")
+        with_time = " whose time is known" if x == "time" else ""
+        raise UserError(f"nothing to draw: no evaluation with {AXIS_LABELS[metric]}{with_time} yet")
     return curves
 
 
@@ -200,6 +169,7 @@ def plot_curves(
     output: str | Path | None = None,
     metric: Metric = "episode_return",
     aggregate: Literal["mean", "iqm"] = "iqm",
+    x: Axis = "steps",
 ) -> Figure:
     """Draws learning curves: a panel per environment, a colour per agent, seeds thin and their aggregate bold.
 
@@ -213,6 +183,7 @@ def plot_curves(
         output: file to write as well; its ending decides the format.
         metric: names the y axis.
         aggregate: "mean", or "iqm" for the mean of the middle half of the seeds.
+        x: names the x axis.
     """
     agents = in_order({curve.agent for curve in curves}, ((curve.agent, curve.env_id) for curve in curves))
     looks = agent_looks(agents)
@@ -235,7 +206,7 @@ def plot_curves(
                 axis.set_ylim(bottom=0)
         for axis in axes.flat[len(panels) :]:
             axis.remove()
-        figure.supxlabel("environment steps", fontsize=9)
+        figure.supxlabel({"steps": "environment steps", "time": SECONDS}[x], fontsize=9)
         figure.supylabel(AXIS_LABELS[metric], fontsize=9)
         _add_curve_legend(figure, curves, looks)
     if output is not None:
@@ -286,7 +257,7 @@ def _add_curve_legend(figure: Figure, curves: Sequence[Curve], looks: dict[str, 
         handles.append(Line2D([], [], label=f"{agent} ({seeds} seed{'s' * (seeds > 1)})", **look.line))
     if not all(curve.from_evaluation for curve in curves):
         handles.append(Line2D([], [], color="#71717a", linestyle="--", label="training episodes"))
-    _add_legend(figure, handles)
+    add_legend(figure, handles)
 
 
 # ---- over all tasks ----
@@ -308,7 +279,7 @@ def plot_profiles(results: Results) -> Figure:
             axis.fill_between(limits, low, high, color=looks[agent].colour, alpha=0.15, linewidth=0)
             axis.plot(limits, share, label=labels[agent], markevery=12, **looks[agent].line)
         axis.set(xlim=(0, limits[-1]), ylim=(0, 1.02), xlabel="normalised score x", ylabel="share of runs above x")
-        _add_legend(figure, axis.lines)
+        add_legend(figure, axis.lines)
     return figure
 
 
@@ -320,6 +291,38 @@ def plot_efficiency(results: Results) -> Figure:
     fractions = [fraction for fraction in (0.25, 0.5, 1.0) if fraction in results.fractions or fraction == 1]
     groups = {f"{fraction:.0%} of the budget": _normalised(results, fraction) for fraction in fractions}
     return _plot_bars(results, groups)
+
+
+def plot_time(results: Results) -> Figure:
+    """Draws the IQM over tasks and seeds, with its 95% interval, over the seconds of a run, on average over the tasks.
+
+    At the evaluations that all tasks and seeds of an agent have in common. Runs whose time is not known are left out;
+    raises `UserError` where that is all of them.
+    """
+    timed = timed_runs(results, results.scores())
+    scaled = [task.env_id for task in results.tasks if task.bounds]
+    by_agent = {
+        a: runs for a in results.agents if (runs := [timed.get(a, {})[t] for t in scaled if t in timed.get(a, {})])
+    }
+    if not by_agent:
+        raise UserError(
+            "nothing to draw: no finished run on a task whose best return is known has its time in metrics.csv"
+        )
+    looks = agent_looks(results.agents)
+    most = max(map(len, by_agent.values()))
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(looks)
+        axis = figure.subplots()
+        for agent, tasks in by_agent.items():
+            seconds, iqms, (low, high) = curve_in_time(tasks)
+            label = agent if len(tasks) == most else f"{agent} ({len(tasks)} of {most} tasks)"
+            axis.fill_between(seconds, low, high, color=looks[agent].colour, alpha=0.15, linewidth=0)
+            axis.plot(seconds, iqms, label=label, **looks[agent].line)
+        axis.set(xlabel=f"{SECONDS}, on average over the tasks", ylabel="normalised score (IQM)")
+        axis.set_xlim(left=0)
+        axis.set_ylim(bottom=min(0, axis.dataLim.ymin))
+        add_legend(figure, axis.lines)
+    return figure
 
 
 def plot_settings(results: Results) -> Figure:
@@ -359,7 +362,7 @@ def _plot_bars(results: Results, groups: dict[str, pd.DataFrame]) -> Figure:
                 handles += [bars] * (agent in new)
         axis.set_xticks(range(len(groups)), [shorten(name, LONGEST_LABEL // 3) for name in groups])
         axis.set_ylabel("normalised score (IQM)")
-        _add_legend(figure, handles)
+        add_legend(figure, handles)
     return figure
 
 
@@ -386,43 +389,3 @@ def _by_task(scores: pd.DataFrame) -> dict[str, list[np.ndarray]]:
         agent: [task[["normalised"]].to_numpy() for _, task in rows.groupby("task")]
         for agent, rows in scores.groupby("agent")
     }
-
-
-# ---- looks and files ----
-
-
-def agent_looks(agents: Sequence[str]) -> dict[str, Look]:
-    """A look for each agent, the same for the same list; no two of up to 64 have both colour and marker in common."""
-    hatches = ("", "//", "..", "xx", "\\\\", "++", "--", "oo")
-    looks = {}
-    for number, agent in enumerate(agents):
-        # Colours that everybody can tell apart are few: with more agents they come again, with other markers, hollow.
-        turn, colour = divmod(number, len(COLOURS))
-        shape = (colour + 3 * turn) % 8
-        looks[agent] = Look(COLOURS[colour], "osD^vP<X"[shape], hatches[shape], hollow=turn % 2 == 1)
-    return looks
-
-
-def _add_legend(figure: Figure, handles: Sequence[Any]) -> None:
-    labels = [shorten(str(handle.get_label()), LONGEST_LABEL) for handle in handles]
-    entry_width = 0.55 + 0.066 * max(map(len, labels))  # inches, at 9 points
-    fitting = max(1, int(figure.get_figwidth() / entry_width))
-    columns = min(len(handles), fitting)
-    # further rows make the figure higher instead of the axes smaller
-    figure.set_figheight(figure.get_figheight() + 0.2 * (math.ceil(len(handles) / columns) - 1))
-    # Matplotlib leaves out labels that begin with an underscore, so that the names are only put in afterwards.
-    places = list(map(str, range(len(handles))))
-    legend = figure.legend(handles, places, loc="outside upper center", ncols=columns, columnspacing=1.2)
-    for text, label in zip(legend.get_texts(), labels, strict=True):
-        text.set_text(label)
-
-
-def save(figure: Figure, output: Path) -> None:
-    """Writes the figure; the same figure gives the same bytes. Raises `UserError` where the ending is none we write."""
-    supported = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    kind = output.suffix.lstrip(".").lower()
-    if kind not in supported:
-        raise UserError(f"cannot write {output}: expected a name that ends in .{', .'.join(supported)}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(output, metadata=supported[kind])

@@ -10,7 +10,7 @@ import pandas as pd
 from semore_bench.eval_settings import CLEAN
 from semore_bench.families import Task
 from semore_bench.names import PUBLISHED
-from semore_bench.reading import Count, Finite, Share, Unreadable, read_csv
+from semore_bench.reading import Count, Finite, Positive, Share, Unreadable, read_csv
 from wrappers.errors import UserError
 
 COLUMNS = {
@@ -22,13 +22,15 @@ COLUMNS = {
     "success_any": Share | None,
     "success_last": Share | None,
     "setting": str | None,
+    "image_size": Positive | None,
 }
 
 
 def read_published(path: Path, tasks: Sequence[Task], usual: str = CLEAN) -> tuple[pd.DataFrame, list[str]]:
     """Rows of a CSV file with the columns agent, task, seed, env_step, and episode_return or, for tasks whose score is
     the success rate, success_any; and notes on what was left out. A column setting names evaluation settings; where
-    there is none, it is the `usual` one.
+    there is none, it is the `usual` one. A column image_size gives the frames' height in
+    pixels, which the agent's name then says.
 
     A task is known by its id or by its bare name: `walker_walk` is `dm_control/walker-walk-v0`. Agents get a name that
     ends in `PUBLISHED`.
@@ -53,6 +55,8 @@ def read_published(path: Path, tasks: Sequence[Task], usual: str = CLEAN) -> tup
         if task is None:
             continue
         row["setting"] = row["setting"] or usual
+        if size := row.pop("image_size"):
+            row["agent"] += f", {size} px"
         key = row["agent"], task.env_id, row["seed"], row["env_step"], row["setting"]
         if (before := lines.setdefault(key, line)) != line:
             raise UserError(
@@ -72,7 +76,7 @@ def read_published(path: Path, tasks: Sequence[Task], usual: str = CLEAN) -> tup
             f"{path.name}: left out {len(missing)} row{'s' * (len(missing) > 1)} without {score}, which is the score "
             f"there, the first in line {missing[0]}"
         )
-    return pd.DataFrame(rows, columns=[*COLUMNS, "episodes"]), notes
+    return pd.DataFrame(rows, columns=[*(name for name in COLUMNS if name != "image_size"), "episodes"]), notes
 
 
 def _find_task(name: str, tasks: Sequence[Task], where: str) -> Task | None:

@@ -11,15 +11,17 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+import pandas as pd
 import tyro
 
 from semore_bench.collect import open_results
 from semore_bench.estimates import bootstrap, iqm_of_all
 from semore_bench.generalisation import Generalisation, generalisation
+from semore_bench.looks import COLOURS
 from semore_bench.names import PUBLISHED, printable
-from semore_bench.plots import COLOURS
 from semore_bench.scores import ALL, Results
 from semore_bench.tables import Table, check_baseline, make_notes, make_table, seed_census
+from semore_bench.teachers import teacher
 from wrappers.errors import UserError
 
 PAGE = Path(__file__).parent / "page"
@@ -136,7 +138,15 @@ def page_content(results: Results, baseline: str | None = None) -> dict[str, Any
         "generalisation": _generalisation_content(generalisation(results)),
         "runs": [{**run} for run in results.runs],  # `embed_videos` changes them
         "environments": results.environments,
+        "guidance": _guidance(results),
     }
+
+
+def _guidance(results: Results) -> dict[str, str]:
+    """Guidance -> who taught its models with what; for results of the time before that was kept, as it is now."""
+    names = sorted({run["guidance"] for run in results.runs if run["guidance"]})
+    said = {name: results.teachers.get(name) or teacher(name) for name in names}
+    return {name: text for name, text in said.items() if text}
 
 
 def _in_setting(results: Results, baseline: str | None) -> dict[str, Any]:
@@ -150,11 +160,16 @@ def _in_setting(results: Results, baseline: str | None) -> dict[str, Any]:
     return {
         "name": results.setting,
         "caption": made.caption,
-        "rows": made.rows.to_dict("records"),
+        "rows": [_with_never(row) for row in made.rows.to_dict("records")],
         "dots": [[row.task, row.agent, row.seed, row.score, row.normalised] for row in scores.itertuples()],
         "curves": _curves(results),
         "notes": made.notes,
     }
+
+
+def _with_never(row: dict[str, Any]) -> dict[str, Any]:
+    """A row for JSON, which has no infinity: what is never reached says so."""
+    return {name: "never" if value == math.inf else value for name, value in row.items()}
 
 
 def _generalisation_content(summary: Generalisation | None) -> dict[str, Any] | None:
@@ -171,20 +186,32 @@ def _curves(results: Results) -> dict[str, dict[str, Any]]:
         rows = rows.assign(score=rows.success_any if task.success else rows.episode_return).dropna(subset=["score"])
         curves[task.env_id] = {}
         for agent, own in rows.groupby("agent"):
-            table = own.pivot(index="seed", columns="env_step", values="score")
-            steps, scores = table.columns.to_numpy(), table.to_numpy()
+            table = own.pivot(index="seed", columns="env_step", values=["score", "wall_seconds"])
+            steps, scores = table["score"].columns.to_numpy(), table["score"].to_numpy()
+            seconds = table["wall_seconds"].to_numpy()
             seeds = [
-                {"seed": seed, "steps": steps[known], "values": values[known]}
-                for seed, values, known in zip(table.index, scores, ~np.isnan(scores), strict=True)
+                {"seed": seed, "steps": steps[known], "values": values[known], **_times(times[known])}
+                for seed, values, times, known in zip(table.index, scores, seconds, ~np.isnan(scores), strict=True)
             ]
-            curves[task.env_id][agent] = {"steps": steps, **_curve([scores]), "seeds": seeds}
+            curves[task.env_id][agent] = {
+                "steps": steps,
+                **_curve([scores]),
+                **_times(own.groupby("env_step").wall_seconds.mean().to_numpy()),
+                "seeds": seeds,
+            }
     return curves
+
+
+def _times(seconds: np.ndarray) -> dict[str, np.ndarray]:
+    """The times of a curve's points, if they are known."""
+    return {} if np.isnan(seconds).all() else {"seconds": seconds}
 
 
 def _curves_over_tasks(results: Results) -> dict[str, dict[str, Any]]:
     """Agent -> the curve of its normalised scores on all tasks; where a task is missing there is no point."""
     fractions = np.array(results.fractions)
     normalised = results.normalised_curves(results.fractions)
+    seconds = results.normalised_curves(results.fractions, times=True)
     needed = sum(task.bounds is not None for task in results.tasks)
     curves: dict[str, Any] = {}
     for agent in results.agents:
@@ -193,6 +220,9 @@ def _curves_over_tasks(results: Results) -> dict[str, dict[str, Any]]:
         # an average over other tasks than before would be another curve
         whole = np.all(reached, 0) if 0 < len(tasks) == needed else np.zeros(len(fractions), bool)
         curves[agent] = {"steps": fractions[whole], **_curve([task[:, whole] for task in tasks]), "seeds": []}
+        if whole.any():
+            of_tasks = [pd.DataFrame(task[:, whole]).mean().to_numpy() for task in seconds[agent].values()]
+            curves[agent] |= _times(np.mean(of_tasks, 0))
     return curves
 
 

@@ -7,8 +7,17 @@ from typing import Literal
 import tyro
 
 from semore_bench.collect import collect
-from semore_bench.plots import Metric, plot_curves, plot_efficiency, plot_profiles, plot_settings, results_curves
-from semore_bench.plots import save as save_figure
+from semore_bench.looks import save as save_figure
+from semore_bench.names import PUBLISHED
+from semore_bench.plots import (
+    Metric,
+    plot_curves,
+    plot_efficiency,
+    plot_profiles,
+    plot_settings,
+    plot_time,
+    results_curves,
+)
 from semore_bench.report import write_report
 from semore_bench.scores import PROVENANCE, Results, load, save
 from semore_bench.tables import make_table, write_tables
@@ -20,6 +29,7 @@ def results(
     folders: tyro.conf.Positional[tuple[Path, ...]],
     suite: str | None = None,
     baseline: str | None = None,
+    published: Path | None = None,
     output: Path | None = None,
 ) -> None:
     """Make a folder of results from runs (build), or its tables, figures and page from its own CSV file (rebuild).
@@ -33,22 +43,31 @@ def results(
             rebuild, one folder of results.
         suite: Suite by name or file, for build.
         baseline: Agent against which the probability of improvement is given.
+        published: CSV file with numbers to keep beside, see `semore-bench table`, for build.
         output: The folder of results, for build (default: results/SUITE).
     """
     if action == "rebuild":
-        if len(folders) != 1 or suite or output:
+        if len(folders) != 1 or suite or output or published:
             raise UserError(
                 "rebuild takes one folder of results and nothing else, as in: results rebuild results/dmc-lite"
             )
         (folder,) = folders
     else:
-        collected = collect(folders, suite)
+        collected = _until_the_end(collect(folders, suite, published))
         folder = output or Path("results") / collected.title
         _refuse_loss(collected, folder, folders)
         made = make_table(collected, baseline=baseline)  # refuses what cannot be compared before anything is written
         save(replace(collected, baseline=made.baseline), folder)
     write_all(folder, baseline)
     print(f"wrote tables, figures and report.html to {folder}")
+
+
+def _until_the_end(collected: Results) -> Results:
+    """Without what others have published beyond the budgets: nothing is compared with it, and it may be most rows."""
+    rows = collected.evaluations
+    budgets = {task.env_id: task.total_env_steps for task in collected.tasks}
+    beyond = rows.agent.str.endswith(PUBLISHED) & (rows.env_step > rows.task.map(budgets))
+    return replace(collected, evaluations=rows[~beyond].reset_index(drop=True))
 
 
 def _refuse_loss(collected: Results, folder: Path, folders: tuple[Path, ...]) -> None:
@@ -68,7 +87,8 @@ def _refuse_loss(collected: Results, folder: Path, folders: tuple[Path, ...]) ->
 
 def write_all(folder: Path, baseline: str | None = None) -> None:
     """Writes table.md, .csv and .tex, curves, profiles and efficiency as .png and .svg, and report.html; where there
-    are several evaluation settings, a table of each, one of them all, and settings.png and .svg."""
+    are several evaluation settings, a table of each, one of them all, and settings.png and .svg; where times are known,
+    efficiency-time.png and .svg."""
     loaded = load(folder)
     baseline = baseline or loaded.baseline
     write_tables(loaded, folder, baseline=baseline)
@@ -76,6 +96,8 @@ def write_all(folder: Path, baseline: str | None = None) -> None:
     figures = {"curves": plot_curves(results_curves(loaded, metric), metric=metric)}
     if loaded.scores().normalised.notna().any():  # or else no task's best return is known
         figures |= {"profiles": plot_profiles(loaded), "efficiency": plot_efficiency(loaded)}
+        if loaded.scores().dropna(subset=["normalised", "wall_seconds"]).size:
+            figures["efficiency-time"] = plot_time(loaded)
         if len(loaded.eval_settings) > 1:
             figures["settings"] = plot_settings(loaded)
     for name, figure in figures.items():

@@ -170,10 +170,11 @@ class Results:
         columns = "agent task seed env_step score normalised success wall_seconds".split()
         return rows[columns].reset_index(drop=True)
 
-    def normalised_curves(self, fractions: Sequence[float]) -> dict[str, dict[str, np.ndarray]]:
+    def normalised_curves(self, fractions: Sequence[float], times: bool = False) -> dict[str, dict[str, np.ndarray]]:
         """Agent -> task -> normalised scores (n_seeds, n_fractions): those of `scores` at shares of the budget.
 
-        NaN where a run did not get that far; without tasks of which nobody knows the best return.
+        NaN where a run did not get that far; without tasks of which nobody knows the best return. `times`: not the
+        scores, but the seconds of these evaluations.
         """
         curves: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
         for task in self.tasks:
@@ -186,10 +187,11 @@ class Results:
             for (agent, _), run in rows.groupby(["agent", "seed"]):
                 steps = run.env_step.to_numpy()
                 values = (run.success_any if task.success else run.episode_return).to_numpy()
+                values = run.wall_seconds.to_numpy() if times else (values - low) / (high - low)
                 spacing = np.diff(steps).max(initial=0) if agent.endswith(PUBLISHED) else 0  # as in `scores`
                 last = np.searchsorted(steps, wanted, side="right") - 1
                 reached = (last >= 0) & (steps[-1] + spacing >= wanted)
-                seeds[agent].append(np.where(reached, (values[last] - low) / (high - low), np.nan))
+                seeds[agent].append(np.where(reached, values[last], np.nan))
             for agent, curve in seeds.items():
                 curves[agent][task.env_id] = np.stack(curve)
         return curves

@@ -79,6 +79,24 @@ def write_sweep(root: Path, agents=("drq_sac", "semore_sac"), tasks=(WALKER, REA
     return root
 
 
+def write_clock(run: Path, seconds: dict[int, float]) -> None:
+    """metrics.csv of a run that has been worked on for so many seconds when it had taken so many env steps."""
+    rows = ["env_step,agent_step,metric,value"]
+    for step, moment in seconds.items():
+        rows += [f"{step},{step // 4},critic_loss,nan", f"{step},{step // 4},speed/wall_seconds,{moment:.6g}"]
+    (run / "metrics.csv").write_text("\n".join(rows) + "\n")
+
+
+def write_timed_sweep(root: Path) -> Path:
+    """That of `write_sweep`: a run of drq_sac takes 100 seconds plus the seed, the other agent's 40; it is ahead of
+    drq_sac's end at half of its budget."""
+    write_sweep(root)
+    for run in root.glob("*/*/seed-*"):
+        whole = {"drq_sac": 100.0, "semore_sac": 40.0}[run.parent.name] + int(run.name[-1])
+        write_clock(run, {500: whole / 4, 1000: whole / 2, 2000: whole})
+    return root
+
+
 def write_distracted_sweep(root: Path) -> Path:
     """That of `write_sweep`, evaluated at the end in "mild" and "hard" too, where a half and a tenth are left of one
     agent's return, and three quarters and a half of the other's."""

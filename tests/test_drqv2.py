@@ -129,6 +129,16 @@ def test_schedule_is_linear_in_agent_steps():
     assert [agent.schedule(step) for step in (0, 50, 100, 200, 5000)] == pytest.approx([0.9, 0.75, 0.6, 0.3, 0.3])
 
 
+def test_schedule_is_that_of_agent_steps_however_many_updates_there_are(tmp_path):
+    replay = make_replay(tmp_path, flow=False)
+    stds = []
+    for updates in (1, 4):
+        agent = make_agent(drqv2, std_steps=1000, random_steps=100, update_every=1, updates_per_step=updates)
+        stds.append(agent.update(replay, 40 * updates)["std"].item())
+    assert stds[0] == pytest.approx(1 - 0.9 * 140 / 1000)
+    assert stds[1] == stds[0]
+
+
 @pytest.mark.parametrize("name", ["std_steps", "update_every"])
 def test_schedules_of_no_steps_are_refused(name):
     with pytest.raises(UserError, match=f"--{name.replace('_', '-')}"):

@@ -10,10 +10,9 @@ from PIL import Image
 
 from semore_bench import estimates
 from semore_bench.collect import collect
+from semore_bench.looks import COLOURS, agent_looks, save
 from semore_bench.plots import (
-    COLOURS,
     Curve,
-    agent_looks,
     aggregate_seeds,
     load_curve,
     plot,
@@ -23,7 +22,6 @@ from semore_bench.plots import (
     plot_runs,
     plot_settings,
     results_curves,
-    save,
 )
 from semore_bench.records import UnusableRun, find_runs
 from tests import synthetic_runs

@@ -4,11 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from semore_bench.collect import collect
+from semore_bench.names import PUBLISHED
 from semore_bench.published import read_published
+from semore_bench.results import results
 from semore_bench.tables import table as show_table
+from tests.synthetic_runs import REACH, REACHER, WALKER, write_suite, write_sweep
 from wrappers.errors import UserError
 
-WALKER, REACH = "dm_control/walker-walk-v0", "Meta-World/reach-v3"
 HEADER = "agent,task,seed,env_step,episode_return"
 
 
@@ -104,6 +107,37 @@ def test_rows_without_their_tasks_score_are_left_out_and_said(tmp_path):
     assert notes == []
     with pytest.raises(UserError, match="success_any: expected a number from 0 to 1, got"):
         read(tmp_path, "agent,task,seed,env_step,success_any\na,reach,1,9,95\n")
+
+
+def test_the_size_of_frames_stands_in_the_name(tmp_path):
+    text = f"{HEADER},image_size\ncurl,walker_walk,1,9,4,84\ncurl,walker_walk,1,9,5,64\ncurl,walker_walk,1,9,6,\n"
+    table, _ = read(tmp_path, text)
+    ends = {"curl, 84 px (as published)": 4, "curl, 64 px (as published)": 5, "curl (as published)": 6}
+    assert dict(zip(table.agent, table.episode_return, strict=True)) == ends
+    with pytest.raises(UserError, match="column image_size: expected a whole number of at least 1"):
+        read(tmp_path, f"{HEADER},image_size\ncurl,walker_walk,1,9,4,84x84\n")
+
+
+def test_published_numbers_are_kept_until_the_end_of_the_budget(tmp_path):
+    """A folder of results has them, whoever adds to it; what is newer replaces it."""
+    suite = write_suite(tmp_path / "tiny.toml", WALKER, REACHER)
+    write_sweep(tmp_path / "tiny", seeds=(1,))
+    file = tmp_path / "p.csv"
+    file.write_text(f"{HEADER}\nsac,walker_walk,1,2000,300\nsac,walker_walk,1,3000,400\n")
+    kept = tmp_path / "kept"
+    results("build", (tmp_path / "tiny",), suite, published=file, output=kept)
+    assert "| sac (as published) | 300.0" in (kept / "table.md").read_text()
+    assert "sac (as published),dm_control/walker-walk-v0,1,3000" not in (kept / "evaluations.csv").read_text()
+    before = {path.name: path.read_bytes() for path in kept.iterdir()}
+    results("rebuild", (kept,))
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
+    write_sweep(tmp_path / "more", seeds=(2,))
+    file.write_text(f"{HEADER}\nsac,walker_walk,1,2000,310\n")
+    for published, score in ((None, 300.0), (file, 310.0)):
+        found = collect([tmp_path / "more", kept], suite, published)
+        assert found.evaluations[found.evaluations.agent == "sac" + PUBLISHED].episode_return.tolist() == [score]
+    with pytest.raises(UserError, match="rebuild takes one folder"):
+        results("rebuild", (kept,), published=file)
 
 
 def test_published_numbers_are_shown_without_any_run(tmp_path, monkeypatch, capsys):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from semore_bench import estimates
-from semore_bench.plots import COLOURS
+from semore_bench.looks import COLOURS
 from semore_bench.report import report
 from semore_bench.videos import VideoWriter
 from tests import synthetic_runs

@@ -13,7 +13,7 @@ from semore_bench.eval_settings import Setting, all_settings, read_word
 from semore_bench.workers import ACTION_SPACES
 from wrappers.errors import UserError
 
-CONTINUOUS = ["smoke", "dmc-lite", "dmc-100k", "metaworld-lite", "metaworld", "driving-lite"]
+CONTINUOUS = ["smoke", "dmc-lite", "dmc-100k", "dmc-100k-lite", "metaworld-lite", "metaworld", "driving-lite"]
 CONTINUOUS += ["dmc-generalization-lite", "dmc-distractions-lite"]
 
 GOOD = """
@@ -140,8 +140,9 @@ def assert_same_terms(suite: suites.Suite, names: list[str]) -> None:
         assert len({tuple(getattr(one, name) for name in fields.split()) for one in args}) == 1, "not the same terms"
 
 
-def test_the_planet_benchmark_is_as_published():
-    suite = suites.load_suite("dmc-100k")
+@pytest.mark.parametrize("name", ["dmc-100k", "dmc-100k-lite"])
+def test_the_planet_benchmark_is_as_published(name):
+    suite = suites.load_suite(name)
     repeats = {task.env_id.split("/")[1].removesuffix("-v0"): task.flags["action_repeat"] for task in suite.tasks}
     assert repeats == {
         "cartpole-swingup": 8,
@@ -152,6 +153,22 @@ def test_the_planet_benchmark_is_as_published():
         "ball_in_cup-catch": 4,
     }
     assert {task.flags["total_env_steps"] for task in suite.tasks} == {100_000}
+    (agent,) = suites.check(suite, ["drq_sac"])
+    for task in suite.tasks:
+        args = agent.args(**suite.flags(agent, task))
+        assert (args.random_steps, args.eval_every, args.eval_episodes) == (1000, 10_000, 10)
+
+
+def test_what_helps_every_agent_at_100k_steps_is_alike_for_all():
+    suite = suites.load_suite("dmc-100k-lite")
+    names = "drq_sac semore_sac semore_true_maps drqv2 curl_sac state_sac keypoint_sac flow_sac".split()
+    for task in suite.tasks:
+        args = [agent.args(**suite.flags(agent, task)) for agent in suites.check(suite, names)]
+        shared = {(a.updates_per_step, a.critic_layer_norm, a.discount, a.n_step, a.tau) for a in args}
+        assert shared == {(2, True, 0.99, 3, 0.05)}
+        noisy = args[names.index("drqv2")]
+        assert noisy.std_steps == task.scored.total_env_steps // noisy.action_repeat // 2
+        assert noisy.update_every == 1
 
 
 def test_the_more_special_setting_wins(tmp_path):

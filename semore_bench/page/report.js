@@ -4,7 +4,8 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const agents = new Map(data.agents.map((agent) => [agent.name, agent]));
 const tasks = new Map(data.tasks.map((task) => [task.name, task]));
-const shown = { task: data.all, agents: new Set(agents.keys()), everyRun: false, setting: data.settings[0] };
+const shown = { task: data.all, agents: new Set(agents.keys()), everyRun: false, setting: data.settings[0], time: false };
+const timed = data.settings[0].rows.some((row) => row.seconds !== null && row.seconds !== undefined);
 const FEW_RUNS = 20;
 const STATES = ["failed", "unknown", "stopped", "running", "finished"]; // what needs attention comes first
 
@@ -114,6 +115,8 @@ function drawLeaderboard() {
   if (data.baseline !== null)
     columns.push([`P(> ${data.baseline})`, "number", (row) => [number(row.p_improvement, 2), range(row, "p_improvement", 2)]]);
   if (success) columns.push(["Success", "number", (row) => [number(row.success_rate, 2)]]);
+  if (rows.some((row) => isNumber(row.seconds))) columns.push(["Time per run", "number", timeCell]);
+  if (Object.keys(data.guidance).length) columns.push(["Guidance", "guidance", (row) => guidanceTags(row.agent)]);
   columns.push(["Seeds", "wide", (row) => seedTags(row, whole)]);
   body.replaceChildren(makeTable(columns, rows));
 }
@@ -121,6 +124,22 @@ function drawLeaderboard() {
 function range(row, name, digits) {
   const low = row[`${name}_low`];
   return isNumber(low) ? element("span", { class: "range" }, `${number(low, digits)} – ${number(row[`${name}_high`], digits)}`) : null;
+}
+
+/** Seconds of a run; and what share of the baseline's it takes to be where that one ends. */
+function timeCell(row) {
+  if (!isNumber(row.seconds)) return ["–"];
+  if (data.baseline === null || row.agent === data.baseline || row.time_share === null) return [duration(row.seconds)];
+  const high = row.time_share_high === "never" ? "∞" : number(row.time_share_high, 2);
+  const ends = row.time_share_low === null ? "" : `, ${number(row.time_share_low, 2)} – ${high}`;
+  const share = row.time_share === "never" ? `never at ${data.baseline}'s IQM` : `${number(row.time_share, 2)} to ${data.baseline}'s IQM${ends}`;
+  const title = `Share of ${data.baseline}'s time until the first evaluation with at least the IQM that it has at the end`;
+  return [duration(row.seconds), element("span", { class: "range share", title }, share)];
+}
+
+function guidanceTags(agent) {
+  const names = [...new Set(data.runs.filter((run) => run.agent === agent).map((run) => run.guidance))].filter((name) => name && name !== "none");
+  return names.map((name) => element("span", { class: "tag guided", title: data.guidance[name] ?? "" }, name));
 }
 
 function seedTags(row, whole) {
@@ -187,7 +206,7 @@ function drawGeneralisation() {
 function drawCurves() {
   const body = byId("curves").querySelector(".body");
   const wanted = shown.task === data.all ? [data.all, ...tasks.keys()] : [shown.task];
-  const drawable = wanted.filter((name) => Object.values(shown.setting.curves[name] ?? {}).some((curve) => curve.steps.length || curve.seeds.length));
+  const drawable = wanted.filter((name) => shownCurves(name).some(([, curve]) => curve.steps.length || curve.seeds.length));
   body.classList.toggle("single", drawable.length === 1);
   const figures = drawable.map((name) => {
     const task = tasks.get(name);
@@ -200,14 +219,27 @@ function drawCurves() {
   for (const [figure, name] of figures) figure.append(curvePlot(name, innerWidthOf(figure)));
 }
 
+/** Pairs of agent and curve; over time, the points whose time is known, with seconds in the place of env steps. */
+function shownCurves(name) {
+  const curves = Object.entries(shown.setting.curves[name] ?? {});
+  if (!shown.time) return curves;
+  const known = ({ seconds = [] }) => seconds.map((_, i) => i).filter((i) => isNumber(seconds[i]));
+  const over = (curve, names) => Object.fromEntries(names.map((key) => [key, known(curve).map((i) => curve[key][i])]));
+  const seed = (of) => ({ seed: of.seed, steps: over(of, ["seconds"]).seconds, values: over(of, ["values"]).values });
+  return curves.map(([agent, curve]) => {
+    const { seconds, ...rest } = over(curve, ["seconds", "iqm", "low", "high", "counts"]);
+    return [agent, { ...rest, steps: seconds, seeds: curve.seeds.map(seed).filter(({ steps }) => steps.length) }];
+  }).filter(([, curve]) => curve.steps.length);
+}
+
 function curvePlot(name, width) {
   const task = tasks.get(name);
-  const curves = Object.entries(shown.setting.curves[name]).filter(([agent]) => visible(agent));
+  const curves = shownCurves(name).filter(([agent]) => visible(agent));
   const margin = { left: 40, right: 10, top: 8, bottom: 24 };
   const height = Math.round(Math.min(360, Math.max(200, width * 0.56)));
   const values = curves.flatMap(([, c]) => [...c.high, ...c.low, ...c.iqm, ...c.seeds.flatMap((s) => s.values)]).filter(isNumber);
   const bottom = smallest(values, 0), top = largest(values, task && task.unit === "success rate" ? 1 : 1e-9);
-  const last = task ? largest(curves.flatMap(([, c]) => c.steps), task.budget) : 1;
+  const last = task || shown.time ? largest(curves.flatMap(([, c]) => c.steps), shown.time ? 1 : task.budget) : 1;
   const x = (step) => margin.left + (step / last) * (width - margin.left - margin.right);
   const y = (value) => height - margin.bottom - ((value - bottom) / (top - bottom)) * (height - margin.top - margin.bottom);
   const path = (steps, points) => steps.map((step, i) => `${i ? "L" : "M"}${x(step).toFixed(1)},${y(points[i]).toFixed(1)}`).join("");
@@ -218,7 +250,7 @@ function curvePlot(name, width) {
     svg.append(element("text", { x: margin.left - 7, y: y(tick) + 4, "text-anchor": "end" }, String(tick)));
   }
   for (const tick of niceTicks(0, last, 4)) {
-    const label = task ? compact(tick) : `${Math.round(tick * 100)}%`;
+    const label = shown.time ? duration(tick) : task ? compact(tick) : `${Math.round(tick * 100)}%`;
     svg.append(element("text", { x: x(tick), y: height - 6, "text-anchor": tick === last ? "end" : "middle" }, label));
   }
   for (const [agent, curve] of curves)
@@ -248,16 +280,17 @@ function curvePlot(name, width) {
     marks.replaceChildren(element("line", { class: "rule", x1: x(step), x2: x(step), y1: margin.top, y2: height - margin.bottom }));
     const lines = [];
     for (const [agent, c] of curves) {
-      const at = c.steps.indexOf(step);
+      // agents are evaluated at the same steps, but not at the same times
+      const at = shown.time ? c.steps.findLastIndex((moment) => moment <= step) : c.steps.indexOf(step);
       if (at < 0) continue;
-      marks.append(element("circle", { class: "dot", cx: x(step), cy: y(c.iqm[at]), r: 4, fill: colour(agent) }));
+      marks.append(element("circle", { class: "dot", cx: x(c.steps[at]), cy: y(c.iqm[at]), r: 4, fill: colour(agent) }));
       const range = isNumber(c.low[at]) ? `  ${number(c.low[at], digits)}–${number(c.high[at], digits)}` : "";
       const fewer = c.counts[at] < largest(c.counts, 0) ? `  ${plural(c.counts[at], task ? "seed" : "run")}` : "";
       lines.push([c.iqm[at], agent, range + fewer]);
     }
     lines.sort((a, b) => b[0] - a[0]);
     const box = svg.getBoundingClientRect();
-    const title = task ? `${step.toLocaleString("en")} env steps` : `${Math.round(step * 100)}% of the budget`;
+    const title = shown.time ? `${duration(step)} on one worker` : task ? `${step.toLocaleString("en")} env steps` : `${Math.round(step * 100)}% of the budget`;
     showTooltip(title, lines.map(([value, agent, text]) => [agent, number(value, digits), text]), box.left + x(step), box.top + height / 2);
   };
   const leave = () => { marks.replaceChildren(); hideTooltip(); };
@@ -348,7 +381,7 @@ function drawRuns() {
     ["Env steps", "number", (run) => [run.env_step.toLocaleString("en"), run.env_step < run.total_env_steps ? element("span", { class: "range" }, `of ${run.total_env_steps.toLocaleString("en")}`) : null]],
     ["Final score", "number", (run) => [number(finalScore(run), tasks.get(run.task).unit === "success rate" ? 2 : 1)]],
     ["Wall-clock", "number", (run) => [duration(run.wall_seconds)]],
-    ["Guidance", "guidance", (run) => [run.guidance ?? "–"]],
+    ["Guidance", "guidance", (run) => [element("span", { title: data.guidance[run.guidance] ?? "" }, run.guidance ?? "–")]],
     ["", "wide buttons", runButtons],
   ], few);
   const more = element("button", { type: "button" }, `Show all ${runs.length} runs`);
@@ -398,6 +431,12 @@ function drawDetails() {
   const notes = shown.setting.notes;
   if (notes.length)
     cards.push(element("div", { class: "card" }, element("h3", {}, "What to know about these numbers"), element("ul", {}, ...notes.map((note) => element("li", {}, note)))));
+  const guided = Object.entries(data.guidance).map(([name, taught]) => {
+    const named = [...agents.keys()].filter((agent) => data.runs.some((run) => run.agent === agent && run.guidance === name));
+    return element("li", {}, element("b", {}, name), `: ${taught} (${named.join(", ")})`);
+  });
+  if (guided.length)
+    cards.push(element("div", { class: "card" }, element("h3", {}, "Who taught what guides the agents"), element("ul", {}, ...guided)));
   data.environments.forEach((environment, index) => {
     const count = data.runs.filter((run) => run.environment === index).length;
     const hardware = Object.entries(environment.hardware ?? {});
@@ -438,6 +477,9 @@ function begin() {
   settings.append(...data.settings.map(({ name }, index) => element("option", { value: index }, name)));
   settings.addEventListener("change", () => { shown.setting = data.settings[settings.value]; draw(); });
   settings.parentElement.hidden = data.settings.length < 2;
+  const axis = byId("axis");
+  axis.addEventListener("change", () => { shown.time = axis.value === "time"; draw(); });
+  axis.parentElement.hidden = !timed;
   for (const name of agents.keys()) {
     const button = element("button", { type: "button", "aria-pressed": "true" }, swatch(name), name);
     button.addEventListener("click", () => {
