@@ -40,8 +40,8 @@ class Args(CommonArgs):
     """Semore-SAC."""
 
     annotator: str = "embedded"
-    """annotator: embedded (small, needs no network), transformers:<model or folder>, openai:<base url>#<model>,
-    simulator (of MuJoCo; privileged) or none"""
+    """annotator: embedded (small, needs no network) or embedded:<folder>, transformers:<model or folder>,
+    openai:<base url>#<model>, simulator (of MuJoCo; privileged) or none"""
     annotate_every: int = 4
     """agent steps between two annotated frames"""
     semantic: bool = True

@@ -8,7 +8,7 @@ import pytest
 from agents import clip_sac, semore_sac
 from semore_bench.guidance.models import add_to_clip_config
 from semore_bench.teachers import teacher
-from wrappers.backends.annotators import annotation_shape, check_annotator, make_annotator
+from wrappers.backends.annotators import annotation_shape, make_annotator
 from wrappers.backends.embedded import EmbeddedAnnotator, learned_from
 from wrappers.errors import UserError
 
@@ -41,7 +41,7 @@ def test_models_of_another_folder_are_used_and_named_with_it(trained, tmp_path):
 @pytest.mark.parametrize("spec", ["embedded:nowhere", "embedded:/dev/null"])
 def test_a_folder_without_models_is_explained(spec):
     folder = spec.partition(":")[2]
-    for ask in (make_annotator, check_annotator, annotation_shape):
+    for ask in (make_annotator, annotation_shape, lambda spec: semore_sac.Args(annotator=spec).guidance_source):
         with pytest.raises(UserError, match=f"missing from {folder}; `semore-bench train-guidance --output {folder}`"):
             ask(spec)
 

@@ -16,7 +16,15 @@ from semore_bench.report import report
 from semore_bench.videos import VideoWriter
 from tests import synthetic_runs
 from tests.browser import CHROMIUM, Browser, browser
-from tests.synthetic_runs import REACHER, WALKER, write_distracted_sweep, write_run, write_suite, write_sweep
+from tests.synthetic_runs import (
+    REACHER,
+    WALKER,
+    write_distracted_sweep,
+    write_run,
+    write_suite,
+    write_sweep,
+    write_timed_sweep,
+)
 from wrappers.errors import UserError
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
@@ -211,6 +219,24 @@ def test_the_data_of_a_page_holds_every_setting(page, settings_page):
     assert content(page)["generalisation"] is None
 
 
+# ---- time and guidance ----
+
+
+@pytest.fixture(scope="module")
+def timed_page(tmp_path_factory) -> Path:
+    """A report of runs whose times are known but for one agent's, with guidance of three kinds."""
+    root = tmp_path_factory.mktemp("timed")
+    write_timed_sweep(root / "runs")
+    for number, guidance in enumerate(("embedded", "embedded:runs/" + 60 * "x" + " (without walker)")):
+        run = write_run(root / "runs", WALKER, f"other_{number}", 1, {1000: [20.0], 2000: [40.0]})
+        config = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps(config | {"guidance": guidance}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimates, "REPETITIONS", 100)
+        report((root / "runs",), baseline="drq_sac", output=root / "report.html")
+    return root / "report.html"
+
+
 # ---- in a browser ----
 
 
@@ -284,6 +310,49 @@ def test_a_setting_is_chosen(chromium, opened, page, settings_page):
     for width in (1280, 390):
         chromium.open(settings_page, width, 844)
         assert chromium.run("document.documentElement.scrollWidth") <= width
+
+
+@needs_chromium
+def test_curves_are_drawn_over_time(chromium, opened, timed_page):
+    """Where no time is known, there is nothing to choose."""
+    hidden = "document.querySelector('#axis').parentElement.hidden"
+    assert opened.run(hidden)
+    chromium.console.clear()
+    chromium.open(timed_page)
+    assert not chromium.run(hidden)
+    (cell, *others) = texts(chromium, "#leaderboard td[data-label='Time per run']")
+    assert cell.startswith("42 s0.21 to drq_sac's IQM, 0.")
+    assert others == ["102 s", "–", "–"]
+    assert len(texts(chromium, "#curves figure:nth-child(2) .bold")) == 4
+    chromium.run("(s => { s.value = 'time'; s.dispatchEvent(new Event('change')) })(document.querySelector('#axis'))")
+    assert len(texts(chromium, "#curves figure")) == 3
+    assert len(texts(chromium, "#curves figure:nth-child(2) .bold")) == 2, "those without times are left out"
+    assert "50 s" in texts(chromium, "#curves figure:nth-child(2) text")
+    chromium.point("#curves figure:nth-child(2) svg", across=0.97)
+    text = chromium.run("document.querySelector('#tooltip').textContent")
+    assert text.startswith("102 s on one worker")
+    assert "drq_sac220" in text
+    assert "semore_sac420" in text, "where it was then"
+    assert chromium.console == []
+
+
+@needs_chromium
+def test_guidance_is_labelled_with_who_taught_it(chromium, timed_page):
+    chromium.console.clear()
+    chromium.open(timed_page)
+    titles = "[...document.querySelectorAll('#leaderboard .guided')].map(node => [node.textContent, node.title])"
+    said = dict(chromium.run(titles))
+    assert "privileged" in said["simulator"]
+    assert "never of acrobot" in said["embedded"]
+    (card,) = [text for text in texts(chromium, "#details .card") if text.startswith("Who taught")]
+    assert all(f"{name}: {text}" in card for name, text in said.items())
+    assert len(said) == 3
+    for width in (1280, 1121, 900, 390):
+        chromium.open(timed_page, width, 844)
+        assert chromium.run("document.documentElement.scrollWidth") <= width
+        rights = "[...document.querySelectorAll('main td *')].map(node => node.getBoundingClientRect().right)"
+        assert max(chromium.run(rights)) <= width
+    assert chromium.console == []
 
 
 @needs_chromium

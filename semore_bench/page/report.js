@@ -43,6 +43,8 @@ function duration(seconds) {
   return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min`;
 }
 
+const inSeconds = (seconds) => `${Math.round(seconds).toLocaleString("en")} s`;
+
 /** Digits after the point for scores up to `top`. */
 const digitsFor = (top) => (top <= 2 ? 3 : top <= 20 ? 2 : top <= 200 ? 1 : 0);
 
@@ -129,12 +131,12 @@ function range(row, name, digits) {
 /** Seconds of a run; and what share of the baseline's it takes to be where that one ends. */
 function timeCell(row) {
   if (!isNumber(row.seconds)) return ["–"];
-  if (data.baseline === null || row.agent === data.baseline || row.time_share === null) return [duration(row.seconds)];
+  if (data.baseline === null || row.agent === data.baseline || row.time_share === null) return [inSeconds(row.seconds)];
   const high = row.time_share_high === "never" ? "∞" : number(row.time_share_high, 2);
   const ends = row.time_share_low === null ? "" : `, ${number(row.time_share_low, 2)} – ${high}`;
   const share = row.time_share === "never" ? `never at ${data.baseline}'s IQM` : `${number(row.time_share, 2)} to ${data.baseline}'s IQM${ends}`;
   const title = `Share of ${data.baseline}'s time until the first evaluation with at least the IQM that it has at the end`;
-  return [duration(row.seconds), element("span", { class: "range share", title }, share)];
+  return [inSeconds(row.seconds), element("span", { class: "range share", title }, share)];
 }
 
 function guidanceTags(agent) {
@@ -250,7 +252,7 @@ function curvePlot(name, width) {
     svg.append(element("text", { x: margin.left - 7, y: y(tick) + 4, "text-anchor": "end" }, String(tick)));
   }
   for (const tick of niceTicks(0, last, 4)) {
-    const label = shown.time ? duration(tick) : task ? compact(tick) : `${Math.round(tick * 100)}%`;
+    const label = shown.time ? inSeconds(tick) : task ? compact(tick) : `${Math.round(tick * 100)}%`;
     svg.append(element("text", { x: x(tick), y: height - 6, "text-anchor": tick === last ? "end" : "middle" }, label));
   }
   for (const [agent, curve] of curves)
@@ -290,7 +292,7 @@ function curvePlot(name, width) {
     }
     lines.sort((a, b) => b[0] - a[0]);
     const box = svg.getBoundingClientRect();
-    const title = shown.time ? `${duration(step)} on one worker` : task ? `${step.toLocaleString("en")} env steps` : `${Math.round(step * 100)}% of the budget`;
+    const title = shown.time ? `${inSeconds(step)} on one worker` : task ? `${step.toLocaleString("en")} env steps` : `${Math.round(step * 100)}% of the budget`;
     showTooltip(title, lines.map(([value, agent, text]) => [agent, number(value, digits), text]), box.left + x(step), box.top + height / 2);
   };
   const leave = () => { marks.replaceChildren(); hideTooltip(); };

@@ -24,12 +24,9 @@ DEFAULT_CLIP_GRID = 28
 
 
 def check_annotator(spec: str) -> None:
-    """Raises `UserError` unless `spec` has the form of what `make_annotator` takes, and its folder is there; nothing
-    is loaded."""
+    """Raises `UserError` unless `spec` has the form of what `make_annotator` takes; nothing is loaded."""
     if not is_known(spec):
         raise UserError(f"unknown annotator {spec!r}: expected {EXPECTED}")
-    if is_embedded(spec):
-        embedded_model("clip", spec)
     if is_server(spec):
         check_base_url(split_server(spec)[0])
 
