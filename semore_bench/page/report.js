@@ -36,6 +36,8 @@ const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count ==
 const shortTask = (name) => name.replace(/^dm_control\//, "").replace(/-v\d+$/, "");
 const compact = (step) => new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 }).format(step);
 
+const shorten = (name) => (name.length > 14 ? `${name.slice(0, 13)}…` : name);
+
 function duration(seconds) {
   if (!isNumber(seconds)) return "–";
   if (seconds < 60) return `${seconds.toFixed(0)} s`;
@@ -107,7 +109,7 @@ function drawLeaderboard() {
   const success = rows.some((row) => isNumber(row.success_rate));
   const columns = [
     ["", "rank", (row, index) => [String(index + 1)]],
-    ["Agent", "agent", (row) => [swatch(row.agent), row.agent]],
+    ["Agent", "agent", (row) => [swatch(row.agent), guidedName(row.agent)]],
     ["IQM and interval", "plot", (row) => [intervalPlot(row, smallest(tops, 0), top)]],
     ["IQM", "number", (row) => [element("strong", {}, number(row.iqm, digits)), range(row, "iqm", digits)]],
     ["Mean ± std", "number", (row) => [`${number(row.mean, digits)} ± ${number(row.std, digits)}`]],
@@ -118,7 +120,6 @@ function drawLeaderboard() {
     columns.push([`P(> ${data.baseline})`, "number", (row) => [number(row.p_improvement, 2), range(row, "p_improvement", 2)]]);
   if (success) columns.push(["Success", "number", (row) => [number(row.success_rate, 2)]]);
   if (rows.some((row) => isNumber(row.seconds))) columns.push(["Time per run", "number", timeCell]);
-  if (Object.keys(data.guidance).length) columns.push(["Guidance", "guidance", (row) => guidanceTags(row.agent)]);
   columns.push(["Seeds", "wide", (row) => seedTags(row, whole)]);
   body.replaceChildren(makeTable(columns, rows));
 }
@@ -133,15 +134,18 @@ function timeCell(row) {
   if (!isNumber(row.seconds)) return ["–"];
   if (data.baseline === null || row.agent === data.baseline || row.time_share === null) return [inSeconds(row.seconds)];
   const high = row.time_share_high === "never" ? "∞" : number(row.time_share_high, 2);
-  const ends = row.time_share_low === null ? "" : `, ${number(row.time_share_low, 2)} – ${high}`;
-  const share = row.time_share === "never" ? `never at ${data.baseline}'s IQM` : `${number(row.time_share, 2)} to ${data.baseline}'s IQM${ends}`;
-  const title = `Share of ${data.baseline}'s time until the first evaluation with at least the IQM that it has at the end`;
-  return [inSeconds(row.seconds), element("span", { class: "range share", title }, share)];
+  const share = row.time_share === "never" ? "never" : number(row.time_share, 2);
+  const title = `Time until the first evaluation with at least ${data.baseline}'s final IQM, as a share of ${data.baseline}'s whole time`;
+  const ends = row.time_share_low === null ? null : element("span", { class: "range" }, `${number(row.time_share_low, 2)} – ${high}`);
+  return [inSeconds(row.seconds), element("span", { class: "range", title }, `to ${shorten(data.baseline)}'s IQM: ${share}`), ends];
 }
 
-function guidanceTags(agent) {
-  const names = [...new Set(data.runs.filter((run) => run.agent === agent).map((run) => run.guidance))].filter((name) => name && name !== "none");
-  return names.map((name) => element("span", { class: "tag guided", title: data.guidance[name] ?? "" }, name));
+/** An agent's name, with what guides it below and who taught that in a tooltip. */
+function guidedName(agent) {
+  const guidances = [...new Set(data.runs.filter((run) => run.agent === agent).map((run) => run.guidance))].filter((name) => name && name !== "none");
+  if (!guidances.length) return element("span", {}, agent);
+  const taught = guidances.map((name) => (name in data.guidance ? `${name}: ${data.guidance[name]}` : name)).join("\n");
+  return element("span", { class: "guided", "data-guidance": `guided by ${guidances.join(", ")}`, title: taught }, agent);
 }
 
 function seedTags(row, whole) {
