@@ -19,7 +19,7 @@ from semore_bench.plots import (
     results_curves,
 )
 from semore_bench.report import write_report
-from semore_bench.scores import PROVENANCE, Results, load, save
+from semore_bench.scores import KEY, PROVENANCE, Results, load, save
 from semore_bench.tables import make_table, write_tables
 from wrappers.errors import UserError
 
@@ -63,10 +63,12 @@ def results(
 
 
 def _until_the_end(collected: Results) -> Results:
-    """Without what others have published beyond the budgets: nothing is compared with it, and it may be most rows."""
+    """Without what others have published beyond the budgets, but for the first evaluation there, which says that a run
+    got so far: nothing is compared with it, and it may be most rows."""
     rows = collected.evaluations
     budgets = {task.env_id: task.total_env_steps for task in collected.tasks}
-    beyond = rows.agent.str.endswith(PUBLISHED) & (rows.env_step > rows.task.map(budgets))
+    before = rows.groupby([name for name in KEY if name != "env_step"]).env_step.shift()
+    beyond = rows.agent.str.endswith(PUBLISHED) & (before >= rows.task.map(budgets))
     return replace(collected, evaluations=rows[~beyond].reset_index(drop=True))
 
 

@@ -123,19 +123,20 @@ def test_published_numbers_are_kept_until_the_end_of_the_budget(tmp_path):
     suite = write_suite(tmp_path / "tiny.toml", WALKER, REACHER)
     write_sweep(tmp_path / "tiny", seeds=(1,))
     file = tmp_path / "p.csv"
-    file.write_text(f"{HEADER}\nsac,walker_walk,1,2000,300\nsac,walker_walk,1,3000,400\n")
+    file.write_text(f"{HEADER}\nsac,walker_walk,1,1900,300\nsac,walker_walk,1,2900,390\nsac,walker_walk,1,3900,400\n")
     kept = tmp_path / "kept"
     results("build", (tmp_path / "tiny",), suite, published=file, output=kept)
     assert "| sac (as published) | 300.0" in (kept / "table.md").read_text()
-    assert "sac (as published),dm_control/walker-walk-v0,1,3000" not in (kept / "evaluations.csv").read_text()
+    steps = [line.split(",")[3] for line in (kept / "evaluations.csv").read_text().splitlines() if "published" in line]
+    assert steps == ["1900", "2900"], "the first beyond the budget says that the run got so far"
     before = {path.name: path.read_bytes() for path in kept.iterdir()}
     results("rebuild", (kept,))
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
     write_sweep(tmp_path / "more", seeds=(2,))
-    file.write_text(f"{HEADER}\nsac,walker_walk,1,2000,310\n")
-    for published, score in ((None, 300.0), (file, 310.0)):
+    file.write_text(f"{HEADER}\nsac,walker_walk,1,1900,310\n")
+    for published, scores in ((None, [300.0, 390.0]), (file, [310.0, 390.0])):
         found = collect([tmp_path / "more", kept], suite, published)
-        assert found.evaluations[found.evaluations.agent == "sac" + PUBLISHED].episode_return.tolist() == [score]
+        assert found.evaluations[found.evaluations.agent == "sac" + PUBLISHED].episode_return.tolist() == scores
     with pytest.raises(UserError, match="rebuild takes one folder"):
         results("rebuild", (kept,), published=file)
 
