@@ -1,5 +1,6 @@
 """Guidance models of another folder, and what results say of who taught the models that guide an agent."""
 
+import json
 import shutil
 
 import numpy as np
@@ -44,6 +45,26 @@ def test_a_folder_without_models_is_explained(spec):
     for ask in (make_annotator, annotation_shape, lambda spec: semore_sac.Args(annotator=spec).guidance_source):
         with pytest.raises(UserError, match=f"missing from {folder}; `semore-bench train-guidance --output {folder}`"):
             ask(spec)
+
+
+@pytest.mark.parametrize("learned", [1, [], {}, {"domains": 1, "left_out": "x"}, {"left_out": "walker"}])
+def test_a_damaged_word_on_what_was_learned_is_explained(tmp_path, learned):
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "open_clip_config.json").write_text(json.dumps({"learned_from": learned}))
+    with pytest.raises(UserError, match="learned_from must say domains and left_out"):
+        learned_from(f"embedded:{tmp_path}")
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "{}", "1", "[1]", b"\xff"])
+def test_a_damaged_configuration_is_explained(tmp_path, content):
+    (tmp_path / "clip").mkdir()
+    if content is not None:
+        file = tmp_path / "clip" / "open_clip_config.json"
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    asked = (make_annotator,) if content == "{}" else (learned_from, make_annotator, annotation_shape)
+    for ask in asked:
+        with pytest.raises(UserError, match="open_clip_config.json is missing or damaged"):
+            ask(f"embedded:{tmp_path}")
 
 
 @pytest.mark.parametrize(

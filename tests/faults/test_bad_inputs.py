@@ -236,6 +236,7 @@ def test_odd_paths_and_words(runs, answer, words, folder):
             "--setting": ("hard", ""),
             "--aggregate": ("x",),
             "--output": ("x", "x.gif", "."),
+            "--x": ("x", "time"),
         }.items() for value in values),
         *(("evaluate", "runs", flag, value) for flag, values in {
             "--distraction": ("x", "background-", "background-2", "\x1b[31m"),

@@ -14,9 +14,11 @@ import numpy as np
 from wrappers.backends.annotation import Annotation, fingerprint
 from wrappers.backends.captioners import Description, embedded_model, parse_answer
 from wrappers.backends.vision_language import VisionLanguageAnnotator, patches_per_side
+from wrappers.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+CONFIG = "open_clip_config.json"
 UNFAMILIAR = "an unfamiliar scene"
 """what the captioner says of scenes that it knows it does not know"""
 
@@ -33,13 +35,26 @@ def learned_from(spec: str) -> dict[str, Any]:
     `semore-bench train-guidance` has not said so.
 
     Raises:
-        UserError: if the models are missing.
+        UserError: if the models are missing, or what they say of it is damaged.
     """
-    return _config(embedded_model("clip", spec)).get("learned_from", {})
+    clip = embedded_model("clip", spec)
+    learned = _config(clip).get("learned_from", {"domains": [], "left_out": ""})
+    try:
+        domains, left_out = list(map(str, learned["domains"])), str(learned["left_out"])
+    except (TypeError, LookupError):
+        raise UserError(f"{clip / CONFIG}: learned_from must say domains and left_out, got {learned!r}") from None
+    return {"domains": domains, "left_out": left_out} if left_out else {}
 
 
 def _config(clip: Path) -> dict[str, Any]:
-    return json.loads((clip / "open_clip_config.json").read_text())
+    try:
+        return dict(json.loads((clip / CONFIG).read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise _damaged(clip, error) from error
+
+
+def _damaged(clip: Path, error: Exception) -> UserError:
+    return UserError(f"CLIP model {clip} cannot be loaded: {CONFIG} is missing or damaged ({error!r})")
 
 
 class EmbeddedAnnotator(VisionLanguageAnnotator):
@@ -62,14 +77,18 @@ class EmbeddedAnnotator(VisionLanguageAnnotator):
     def __init__(self, device: str | None = None, folder: str | Path | None = None):
         folder = Path(folder) if folder else embedded_model("clip").parent
         config = _config(folder / "clip")
+        try:
+            embedding_dim, grid = config["model_cfg"]["embed_dim"], patches_per_side(config)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise _damaged(folder / "clip", error) from error
         self.folder, self.device = folder, device
         self._familiar_similarity = config.get("familiar_similarity", -1.0)
         self._checked = self._unfamiliar = 0
         self._set_up(
             source="embedded",
             identity=f"embedded {fingerprint(folder / 'clip')} {fingerprint(folder / 'captioner')}",
-            embedding_dim=config["model_cfg"]["embed_dim"],
-            grid=patches_per_side(config),
+            embedding_dim=embedding_dim,
+            grid=grid,
         )
 
     def __deepcopy__(self, memo: dict) -> EmbeddedAnnotator:
