@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from semore_bench.evaluation import Episode
-from semore_bench.rundir import EVAL_COLUMNS, METRIC_COLUMNS, TRAIN_COLUMNS, CsvFile, write_status
+from semore_bench.rundir import CLOCK, EVAL_COLUMNS, METRIC_COLUMNS, TRAIN_COLUMNS, CsvFile, write_status
 from wrappers.errors import UserError
 
 LOG_EVERY = 100
@@ -76,9 +76,12 @@ class RunLogs:
         if self._progress is not None:
             self._progress.set_postfix_str(f"last return {episode.episode_return:.0f}")
 
-    def evaluation(self, env_step: int, agent_step: int, number: int, evaluated: dict[str, list[Episode]]) -> None:
+    def evaluation(
+        self, env_step: int, agent_step: int, number: int, evaluated: dict[str, list[Episode]], wall_seconds: float
+    ) -> None:
         """Writes a row of eval.csv per setting, the usual one first, and episode; `number` training episodes had ended
-        by then."""
+        by then. `wall_seconds`: of the run when the evaluation began; its own time is none of what it evaluates."""
+        self.csv["metrics"].write([env_step, agent_step, CLOCK, f"{wall_seconds:.6g}"])
         for place, (setting, episodes) in enumerate(evaluated.items()):
             for index, episode in enumerate(episodes):
                 self.csv["eval"].write([env_step, agent_step, number, index, *_columns(episode), setting])
@@ -99,7 +102,7 @@ class RunLogs:
             steps, moment = self._written
             values["speed/env_steps_per_second"] = (env_step - steps) / max(now - moment, 1e-9)
         self._written = env_step, now
-        values["speed/wall_seconds"] = self.wall_seconds
+        values[CLOCK] = self.wall_seconds
         values["speed/memory_megabytes"] = psutil.Process().memory_info().rss / 1e6
         for name, value in (values | more).items():
             self.csv["metrics"].write([env_step, agent_step, name, f"{value:.6g}"])

@@ -12,6 +12,7 @@ import numpy as np
 from semore_bench.eval_settings import CLEAN
 from semore_bench.names import PUBLISHED, printable
 from semore_bench.reading import Absent, Count, Finite, Positive, Share, Unreadable, check_fields, read_csv, read_json
+from semore_bench.rundir import CLOCK
 from wrappers.errors import UserError
 
 CONFIG = {
@@ -42,8 +43,6 @@ EPISODES = {
     "setting": str | None,
 }
 METRICS = {"env_step": Count, "metric": str, "value": str}
-CLOCK = "speed/wall_seconds"
-"""the metric that says how long a run has been worked on"""
 
 
 class UnusableRun(Exception):

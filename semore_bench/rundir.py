@@ -21,6 +21,8 @@ from wrappers.errors import UserError
 TRAIN_COLUMNS = "env_step agent_step episode episode_return episode_length success_any success_last".split()
 EVAL_COLUMNS = [*TRAIN_COLUMNS[:3], "eval_episode", *TRAIN_COLUMNS[3:], "setting"]
 METRIC_COLUMNS = "env_step agent_step metric value".split()
+CLOCK = "speed/wall_seconds"
+"""the metric that says how long a run has been worked on"""
 
 CHECKPOINTS = "agent-step-*.pt"
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -324,11 +324,11 @@ class Run:
 
         film_to = self.directory / "videos" / f"env-step-{self.env_step:09d}" if self.args.capture_video else None
         try:
-            at_end = self.env_step >= self.args.total_env_steps
+            at_end, began = self.env_step >= self.args.total_env_steps, self._logs.wall_seconds
             evaluated = self._evaluator.run(agent, at_end, film_to, on_step)
         except Stopped:  # cut short, and repeated when the run goes on
             return
-        self._logs.evaluation(*self._moment, self.episodes, evaluated)
+        self._logs.evaluation(*self._moment, self.episodes, evaluated, began)
         self._evaluated = self.env_step
 
     # ---- checkpoints ----

@@ -12,6 +12,7 @@ import torch
 
 from agents import drq_sac, semore_sac
 from semore_bench.checkpoint import Checkpoints
+from semore_bench.records import read_clock
 from tests.toy_runs import TOY, agent_step, assert_same, call, equal, finish, outcome, start, wait_for
 
 # Two environments with looks of their own in each episode, and an evaluation in another setting at the end.
@@ -99,6 +100,9 @@ def test_logs_have_the_promised_columns_and_count_simulator_steps(toy_run):
     assert len(steps) == 3
     assert evaluation.env_step.max() >= 500, "the last evaluation is at the end of the budget"
     assert (train.success_any >= train.success_last).all()
+    steps, seconds = read_clock(toy_run)
+    assert set(evaluation.env_step) <= set(steps), "times are those of evaluations"
+    assert seconds[-1] <= json.loads((toy_run / "status.json").read_text())["wall_seconds"] + 0.1
     config = json.loads((toy_run / "config.json").read_text())
     assert {"agent", "env_id", "seed", "args", "commit", "versions", "hardware", "guidance"} <= config.keys()
     for settings, source in (({}, "embedded"), ({"semantic": False, "motion": False}, "none")):
