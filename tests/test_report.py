@@ -323,16 +323,16 @@ def test_curves_are_drawn_over_time(chromium, opened, timed_page):
     (cell, *others) = texts(chromium, "#leaderboard td[data-label='Time per run']")
     assert cell.startswith("42 sto drq_sac's IQM: 0.210.")
     assert others == ["102 s", "–", "–"]
-    assert len(texts(chromium, "#curves figure:nth-child(2) .bold")) == 4
+    assert len(texts(chromium, "#curves figure:nth-child(3) .bold")) == 4
     chromium.run("(s => { s.value = 'time'; s.dispatchEvent(new Event('change')) })(document.querySelector('#axis'))")
     assert len(texts(chromium, "#curves figure")) == 3
-    assert len(texts(chromium, "#curves figure:nth-child(2) .bold")) == 2, "those without times are left out"
-    assert "50 s" in texts(chromium, "#curves figure:nth-child(2) text")
-    chromium.point("#curves figure:nth-child(2) svg", across=0.97)
+    assert len(texts(chromium, "#curves figure:nth-child(3) .bold")) == 2, "those without times are left out"
+    assert "50 s" in texts(chromium, "#curves figure:nth-child(3) text")
+    chromium.point("#curves figure:nth-child(3) svg", across=0.97)
     text = chromium.run("document.querySelector('#tooltip').textContent")
     assert text.startswith("102 s on one worker")
-    assert "drq_sac220" in text
-    assert "semore_sac420" in text, "where it was then"
+    assert "drq_sac120" in text
+    assert "semore_sac320" in text, "where it was then"
     assert chromium.console == []
 
 
