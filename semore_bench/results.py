@@ -29,8 +29,8 @@ def results(
     folders: tyro.conf.Positional[tuple[Path, ...]],
     suite: str | None = None,
     baseline: str | None = None,
-    published: Path | None = None,
     output: Path | None = None,
+    published: Path | None = None,
 ) -> None:
     """Make a folder of results from runs (build), or its tables, figures and page from its own CSV file (rebuild).
 
@@ -43,8 +43,8 @@ def results(
             rebuild, one folder of results.
         suite: Suite by name or file, for build.
         baseline: Agent against which the probability of improvement is given.
-        published: CSV file with numbers to keep beside, see `semore-bench table`, for build.
         output: The folder of results, for build (default: results/SUITE).
+        published: CSV file with numbers to keep beside, see `semore-bench table`, for build.
     """
     if action == "rebuild":
         if len(folders) != 1 or suite or output or published:
