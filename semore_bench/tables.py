@@ -117,8 +117,9 @@ def make_table(results: Results, at: int | None = None, baseline: str | None = N
         rows += [_row(task.env_id, agent, counts, here, baseline) for agent in agents]
     if timed := timed_runs(results, scores):
         for row in rows:
-            tasks = scaled if row["task"] == ALL else [row["task"]]
-            row |= time_columns(tasks, row["agent"], baseline, timed, normalised=row["task"] == ALL)
+            where, agent = str(row["task"]), str(row["agent"])
+            tasks = scaled if where == ALL else [where]
+            row |= time_columns(tasks, agent, baseline, timed, normalised=where == ALL)
     order = {task: number for number, task in enumerate([ALL, *(task.env_id for task in results.tasks)])}
     frame = pd.DataFrame(rows)
     frame = frame.assign(order=frame.task.map(order), part=frame.tasks < frame.tasks_expected)

@@ -95,14 +95,15 @@ def share_of_time(own: Sequence[Timed], baseline: Sequence[Timed], normalised: b
         # the inverse of what is asked for: 0, and no infinity, where it is never reached
         scores, seconds = parts(own, drawn[: len(own)])
         theirs, whole = parts(baseline, drawn[len(own) :])
-        reached = scores >= theirs[..., -1:]
+        reached = np.greater_equal(scores, np.take(theirs, [-1], -1))
         until = np.take_along_axis(seconds, reached.argmax(-1)[..., None], -1)
-        return np.where(reached.any(-1)[..., None], whole[..., -1:] / until, 0)
+        return np.where(reached.any(-1)[..., None], np.take(whole, [-1], -1) / until, 0)
 
     places = [np.arange(len(task.scores))[:, None] for task in (*own, *baseline)]
     (point,), ((low,), (high,)) = bootstrap(places, times_as_fast)
     with np.errstate(divide="ignore"):
-        return tuple(float(value) for value in 1 / np.array([point, high, low]))
+        share, low_share, high_share = (1 / np.array([point, high, low])).tolist()
+    return share, low_share, high_share
 
 
 def time_columns(
