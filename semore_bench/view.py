@@ -55,7 +55,7 @@ def view(
         pixel_source: Source of the pixels, see an agent's `--help`.
         pixel_key: Key of the image in a Dict observation that has several.
         flow: Optical flow estimator.
-        annotator: Annotator of frames: none, simulator, embedded, transformers:<model or folder> or
+        annotator: Annotator of frames: none, simulator, embedded, embedded:<folder>, transformers:<model or folder> or
             openai:<base url>#<model>.
         annotate_every: Agent steps between annotated frames.
         task_description: Description of the task in a sentence, for a vision-language model's prompt.

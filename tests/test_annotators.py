@@ -696,5 +696,5 @@ def test_a_tower_with_a_grid_of_its_own_refuses_others(tmp_path):
 
 @pytest.mark.parametrize("spec", ["embeded", "embedded:", "embeddedx", "openai", "hf:SmolVLM", ""])
 def test_unknown_annotators_are_explained(spec):
-    with pytest.raises(UserError, match=r"expected none, simulator, embedded, transformers:"):
+    with pytest.raises(UserError, match=r"expected none, simulator, embedded, embedded:<folder>, transformers:"):
         make_annotator(spec)

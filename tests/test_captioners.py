@@ -310,7 +310,7 @@ def test_code_of_a_model_is_never_run(vlm, tmp_path):
     ["", "gpt", "transformers:", "openai:", "openai:http://localhost:1/v1", "openai:localhost#m", "openai:ftp://a#m"],
 )
 def test_unknown_captioners_are_explained(spec):
-    with pytest.raises(UserError, match="expected embedded, transformers:"):
+    with pytest.raises(UserError, match="expected embedded, embedded:<folder>, transformers:"):
         make_captioner(spec)
 
 
