@@ -8,7 +8,6 @@ import tyro
 
 from semore_bench.eval_settings import Setting, all_settings
 from wrappers.backends.annotators import check_annotator, check_grid
-from wrappers.backends.embedded import learned_from
 from wrappers.backends.specs import EMBEDDED, is_embedded, loads_models
 from wrappers.backends.vision_language import check_background
 from wrappers.distractions import check_distraction
@@ -167,6 +166,8 @@ class CommonArgs:
     @property
     def guidance_source(self) -> str:
         """The annotator whose guidance the agent gets, and a CLIP that is not its own, as results name them."""
+        from wrappers.backends.embedded import learned_from  # evaluation needs no model
+
         config = self.env_config()
         annotator = source = str(config.annotator)
         if is_embedded(annotator) and annotator != EMBEDDED and (learned := learned_from(annotator)):

@@ -2,7 +2,6 @@
 
 import re
 
-from wrappers.backends.embedded import learned_from
 from wrappers.backends.specs import is_embedded, is_vlm
 
 
@@ -28,6 +27,8 @@ def _of_clip(clip: str) -> str:
 
 
 def _of_embedded(annotator: str) -> str:
+    from wrappers.backends.embedded import learned_from  # evaluation needs no model
+
     domains, left_out = "the domains that their card lists", re.search(r" \(without (.*)\)$", annotator)
     without = left_out[1] if left_out else None
     if annotator == "embedded" and (learned := learned_from(annotator)):
