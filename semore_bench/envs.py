@@ -53,7 +53,8 @@ class EnvConfig:
     "pipelined" for the embedded models and "async" for others. `quality`: MuJoCo rendering, see `PixelObservation`.
     `camera`: camera id or name, None for the environment's usual one. `pixel_source` and `pixel_key`: where pixels come
     from, see `PixelObservation`; None where it finds them itself. `text`: put the caption into the observation.
-    `state`: observe what the environment itself does, flattened, as "state" and nothing else; nothing is rendered.
+    `state`: observe what the environment itself does, flattened, as "state" and nothing else; nothing is rendered, and
+    so nothing distracts.
     `true_things`: observe, as "state" beside the pixels, the numbers of `semore_bench.things.moments` of the
     simulator's own class maps (privileged). `actions`: what the agent gives: vectors in [-1, 1], or numbers from 0;
     `Workers` refuse environments of the other kind. `sticky_actions`: the probability that a simulator step repeats the

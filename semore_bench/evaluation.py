@@ -155,9 +155,8 @@ def film(
         shown = {"rgb", "state"}
     else:
         shown = {"rgb", "flow", "state"}
-    if config.annotator == "simulator" or is_embedded(
-        config.annotator
-    ):  # quick enough for what is said to be about the frame shown
+    # Quick enough for what is said to be about the frame shown.
+    if config.annotator == "simulator" or is_embedded(config.annotator):
         config = replace(config, annotate_every=1, caption_mode="sync")
     episode, caption = Episode(seed), ""
     where = env_id if config.distraction == "none" else f"{env_id}   {config.distraction}"

@@ -60,13 +60,8 @@ def load_pictures(folder: str, size: int, limit: int, seed: int) -> np.ndarray:
     paths = sorted(str(path) for path in Path(folder).rglob("*") if path.is_file())
     np.random.default_rng(seed).shuffle(paths)
     read = (cv2.imread(path, cv2.IMREAD_COLOR_RGB) for path in paths if cv2.haveImageReader(path))
-    found = []
-    for picture in itertools.islice((picture for picture in read if picture is not None), limit):  # None: damaged
-        height, width = picture.shape[:2]
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        square = picture[top : top + side, left : left + side]
-        found.append(cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA))
+    usable = (picture for picture in read if picture is not None)  # None: damaged
+    found = [textures.middle_square(picture, size) for picture in itertools.islice(usable, limit)]
     if not found:
         raise UserError(f"no picture can be read below --overlay-images {folder}; .jpg and .png files are welcome")
     return np.stack(found)

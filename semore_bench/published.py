@@ -29,8 +29,8 @@ COLUMNS = {
 def read_published(path: Path, tasks: Sequence[Task], usual: str = CLEAN) -> tuple[pd.DataFrame, list[str]]:
     """Rows of a CSV file with the columns agent, task, seed, env_step, and episode_return or, for tasks whose score is
     the success rate, success_any; and notes on what was left out. A column setting names evaluation settings; where
-    there is none, it is the `usual` one. A column image_size gives the frames' height in
-    pixels, which the agent's name then says.
+    there is none, it is the `usual` one. A column image_size gives the frames' height in pixels, which the agent's name
+    then says.
 
     A task is known by its id or by its bare name: `walker_walk` is `dm_control/walker-walk-v0`. Agents get a name that
     ends in `PUBLISHED`.

@@ -55,9 +55,10 @@ def find_trained(run: Path, agent_file: Path | None = None) -> Recorded:
     if not checkpoints:
         raise UserError(f"{run} has no checkpoint yet; train it first, with the command that it was begun with")
     name = config["agent_file"]
-    if agent_file is None and name not in listing.agents():
+    file = agent_file or listing.agent_files().get(name)
+    if file is None:
         raise UserError(f"{run}: its agent {name} is none of agents/; name its file with --agent, such as {name}.py")
-    agent = suites.load_agent(name, agent_file or listing.AGENTS / f"{name}.py")
+    agent = suites.load_agent(name, file)
     hints, values = get_type_hints(agent.args), config["args"]
     for key, value in values.items():
         if key not in hints:
@@ -120,9 +121,8 @@ class _Loading(Run):
     trained: Trained | None = None
 
     def __enter__(self) -> "_Loading":
-        self.config = dataclasses.replace(
-            self._env_config(), annotator="none"
-        )  # whatever annotates, the agent has learnt
+        # Whatever annotates, the agent has learned.
+        self.config = dataclasses.replace(self._env_config(), annotator="none")
         env = make_env(self.args.env_id, self.config)
         self.workers: Any = SimpleNamespace(observation_space=env.observation_space, action_space=env.action_space)
         env.close()

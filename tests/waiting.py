@@ -39,13 +39,13 @@ def wait_until(condition: Callable[[], Any], process: subprocess.Popen) -> None:
         assert used - start < BUSY_SECONDS, f"it did not come in {BUSY_SECONDS} seconds of processor time"
 
 
-def poll_until(condition: Callable[[], Any], seconds: float = 300.0) -> None:
+def poll_until(condition: Callable[[], Any]) -> None:
     """Waits for a condition that a thread of this process is to bring about.
 
     Raises:
-        AssertionError: it has not come after `seconds`.
+        AssertionError: it has not come after `IDLE_SECONDS`.
     """
-    end = time.monotonic() + seconds
+    end = time.monotonic() + IDLE_SECONDS
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.005)

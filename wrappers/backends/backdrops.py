@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from wrappers.backends.textures import SPLITS, Split, draw
+from wrappers.backends.textures import SPLITS, Split, draw, middle_square
 from wrappers.errors import UserError
 
 PICTURE_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
@@ -141,27 +141,18 @@ def _read(files: tuple[Path, ...]) -> np.ndarray:
 
 
 def _open(path: Path) -> np.ndarray:
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    picture = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
     if picture is None:
         raise UserError(f"{path} is no picture that OpenCV can read: take it out of the folder")
-    return _square(picture)
+    return middle_square(picture, SIZE)
 
 
 def _read_video(path: Path) -> list[np.ndarray]:
     video = cv2.VideoCapture(str(path))
     frames: list[np.ndarray] = []
     while len(frames) < MAX_FRAMES and (answer := video.read())[0]:
-        frames.append(_square(answer[1]))
+        frames.append(cv2.cvtColor(middle_square(answer[1], SIZE), cv2.COLOR_BGR2RGB))
     video.release()
     if not frames:
         raise UserError(f"{path} is no video that OpenCV can read: take it out of the folder")
     return frames
-
-
-def _square(picture: np.ndarray) -> np.ndarray:
-    """The middle of a picture in OpenCV's order of colours, uint8 RGB (SIZE, SIZE, 3)."""
-    height, width = picture.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    middle = cv2.resize(picture[top : top + side, left : left + side], (SIZE, SIZE), interpolation=cv2.INTER_AREA)
-    return cv2.cvtColor(middle, cv2.COLOR_BGR2RGB)

@@ -34,6 +34,14 @@ def draw(random: np.random.Generator, size: int, split: Split) -> np.ndarray:
     return np.clip(picture, 0.0, 255.0).astype(np.uint8)
 
 
+def middle_square(picture: np.ndarray, size: int) -> np.ndarray:
+    """The middle of a picture of any proportions, uint8 (size, size, 3)."""
+    height, width = picture.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return cv2.resize(picture[top : top + side, left : left + side], (size, size), interpolation=cv2.INTER_AREA)
+
+
 def _number(split: str) -> int:
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r} of pictures: expected 'train' or 'test'")
