@@ -10,7 +10,7 @@ import numpy as np
 from semore_bench.args import CommonArgs
 from semore_bench.envs import EnvConfig
 from semore_bench.eval_settings import Setting
-from semore_bench.transitions import Step
+from semore_bench.transitions import Step, frames_back
 from semore_bench.workers import Workers
 from wrappers.backends.specs import is_embedded
 from wrappers.flow import decode_flow
@@ -47,7 +47,7 @@ class Episode:
 
 
 class FrameStack:
-    """The last k frames of N environments, as the replay stacks them: the first frame of an episode is repeated.
+    """The last k frames of N environments, stacked as the replay does: see `frames_back`.
 
     Args:
         num_envs: N.
@@ -59,12 +59,12 @@ class FrameStack:
         self._frames: list[list[dict[str, np.ndarray]]] = [[] for _ in range(num_envs)]
 
     def begin(self, env: int, observation: dict[str, np.ndarray]) -> None:
-        """Fills the stack of an environment with the first frame of its episode."""
-        self._frames[env] = [self._kept(observation)] * self._size
+        """Takes the first frame of an environment's episode."""
+        self._frames[env] = [self._kept(observation)]
 
     def push(self, env: int, observation: dict[str, np.ndarray]) -> None:
-        """Appends a frame and forgets the oldest."""
-        self._frames[env] = [*self._frames[env][1:], self._kept(observation)]
+        """Appends a frame and forgets what is too old."""
+        self._frames[env] = [*self._frames[env], self._kept(observation)][-self._size :]
 
     def _kept(self, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = {"rgb": "rgb", "flow": "flow", "state": "features"}
@@ -72,12 +72,14 @@ class FrameStack:
 
     def stack(self) -> dict[str, np.ndarray]:
         """As `Replay.latest`: uint8 rgb (N, k, H, W, 3) and flow (N, k-1, H, W, 2), or states as features (N, k, F)."""
-        names = [name for name in ("rgb", "features") if name in self._frames[0][0]]
+        back = [frames_back(self._size, len(frames) - 1) for frames in self._frames]
+        stacks = [[frames[-1 - age] for age in ages] for frames, ages in zip(self._frames, back, strict=True)]
+        names = [name for name in ("rgb", "features") if name in stacks[0][0]]
         stacked: dict[str, np.ndarray] = {
-            name: np.stack([[frame[name] for frame in frames] for frames in self._frames]) for name in names
+            name: np.stack([[frame[name] for frame in stack] for stack in stacks]) for name in names
         }
-        if "flow" in self._frames[0][0] and self._size > 1:
-            stacked["flow"] = np.stack([[frame["flow"] for frame in frames[1:]] for frames in self._frames])
+        if "flow" in stacks[0][0] and self._size > 1:
+            stacked["flow"] = np.stack([[frame["flow"] for frame in stack[1:]] for stack in stacks])
         return stacked
 
 
@@ -158,19 +160,24 @@ def film(
     # Quick enough for what is said to be about the frame shown.
     if config.annotator == "simulator" or is_embedded(config.annotator):
         config = replace(config, annotate_every=1, caption_mode="sync")
-    episode, caption = Episode(seed), ""
+    episode = Episode(seed)
     where = env_id if config.distraction == "none" else f"{env_id}   {config.distraction}"
     with Workers(env_id, config) as workers, VideoWriter(path, fps=15) as video:
         stack = FrameStack(1, frame_stack)
+        caption, relevance, known = "", None, -1
+        if workers.annotation_shape is not None:
+            relevance = np.zeros(2 * workers.annotation_shape[:1], np.float32)
         ((observation, info),) = workers.reset([seed])
         stack.begin(0, {key: observation[key] for key in shown & observation.keys()})
         while True:
-            caption = info.get("caption", caption)
+            for annotation in info.get("annotations", ()):
+                if annotation.frame_step > known:  # they may come in any order
+                    caption, relevance, known = annotation.caption, annotation.relevance, annotation.frame_step
             video.add(
                 compose_frame(
                     observation["rgb"],
                     flow=decode_flow(observation["flow"], bound=1.0),
-                    relevance=observation.get("relevance"),
+                    relevance=relevance,
                     caption=caption,
                     things=None if explain is None else explain(stack.stack()),
                     flow_bound=1.0,

@@ -15,7 +15,7 @@ from gymnasium import spaces
 
 from semore_bench.name_table import NameTable
 from semore_bench.storage import Storage
-from semore_bench.transitions import AnnotatedBatch, Batch, Step
+from semore_bench.transitions import AnnotatedBatch, Batch, Step, frames_back
 from wrappers.backends.annotation import MAX_CLASSES, Annotation
 
 # What follows a frame in its ring.
@@ -285,8 +285,7 @@ class Replay:
         for env, count in enumerate(np.minimum(self._newest + 1, self.window)):
             step = -(-count * self.num_envs // limit)
             positions = self._newest[env] - np.arange(0, count, max(step, 1))[::-1]
-            back = np.arange(self.frame_stack - 1, -1, -1)
-            back = np.minimum(back, self._arrays["episode_step"][self._row(env, positions)][:, None])
+            back = frames_back(self.frame_stack, self._arrays["episode_step"][self._row(env, positions)])
             stacks.append(self._features[self._row(env, positions[:, None] - back)])
         return np.concatenate(stacks)
 
@@ -330,9 +329,7 @@ class Replay:
 
     def _stack(self, env: np.ndarray, position: np.ndarray, more: int = 0) -> tuple[np.ndarray | None, ...]:
         """Stacks of rgb, flow and features; None for what there is not."""
-        back = np.arange(self.frame_stack - 1 + more, -1, -1)
-        # Before the first frame of its episode a stack repeats that frame.
-        back = np.minimum(back, self._arrays["episode_step"][self._row(env, position)][:, None])
+        back = frames_back(self.frame_stack + more, self._arrays["episode_step"][self._row(env, position)])
         rows = self._row(env[:, None], position[:, None] - back)
         return (
             self._arrays["rgb"][rows] if self.has_rgb else None,

@@ -171,19 +171,11 @@ class Run:
         """Whether actions are numbers, from 0, and not vectors."""
         return isinstance(self.workers.action_space, spaces.Discrete)
 
-    @property
-    def guidance_shape(self) -> tuple[int, int]:
-        """Grid size and embedding length of the annotations; (8, 64) where there are none."""
-        spaces = self.observation_space.spaces
-        if "relevance" not in spaces:
-            return 8, 64
-        return spaces["relevance"].shape[0], spaces["caption_embedding"].shape[0]
-
     def make_replay(self, n_step: int = 1, discount: float = 0.99, features: int = 0) -> Replay:
         """The run's replay, in its directory; with room for `features` numbers per frame, see `Replay.describe`."""
         args, guidance = self.args, {}
-        if "relevance" in self.observation_space.spaces:
-            grid, embedding_dim = self.guidance_shape
+        if self.workers.annotation_shape is not None:
+            grid, embedding_dim = self.workers.annotation_shape
             guidance = {"annotate_every": args.annotate_every, "grid": grid, "embedding_dim": embedding_dim}
         decisions = -(-args.total_env_steps // args.action_repeat) + args.num_envs
         return Replay(

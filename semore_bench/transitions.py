@@ -6,6 +6,14 @@ from typing import Any
 import numpy as np
 
 
+def frames_back(frame_stack: int, episode_step: np.ndarray | int) -> np.ndarray:
+    """How many frames before each frame the frames of its stack lie, oldest first: `episode_step` (...) -> (..., k).
+
+    Before the first frame of its episode a stack repeats that frame.
+    """
+    return np.minimum(np.arange(frame_stack - 1, -1, -1), np.asarray(episode_step)[..., None])
+
+
 @dataclass(frozen=True)
 class Step:
     """What one environment did: the action, its reward, the frame it led to, and the next episode where one ended.

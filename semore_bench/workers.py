@@ -25,8 +25,10 @@ from wrappers.backends.specs import is_embedded, is_server, is_vlm, loads_models
 from wrappers.errors import UserError
 from wrappers.flow import encode_flow
 
-CAPTION_INFO = ("frame_step", "annotations", "annotation_ages", "caption")
-"""what `CaptionObservation` adds to info"""
+ANNOTATION_INFO = ("annotations", "annotation_ages")
+"""what the learner reads of what `CaptionObservation` adds to info"""
+ANNOTATION_OBSERVATIONS = ("caption_embedding", "relevance", "caption_age")
+"""what it adds to the observation: the newest annotation again, which stays in the worker"""
 
 
 def episode_seed(seed: int, episode: int) -> int:
@@ -61,6 +63,23 @@ class _FlowInBytes(gym.ObservationWrapper):
         return {**observation, "flow": encode_flow(observation["flow"], self._bound)}
 
 
+class _AnnotationsInInfo(gym.ObservationWrapper):
+    """Annotations leave the worker once, in info when they are new, and not with every observation.
+
+    Attributes:
+        annotation_shape: patches per side of class maps, and length of embeddings.
+    """
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        entries = env.observation_space.spaces
+        self.annotation_shape = entries["relevance"].shape[0], entries["caption_embedding"].shape[0]
+        self.observation_space = spaces.Dict(self.observation(entries))
+
+    def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in observation.items() if key not in ANNOTATION_OBSERVATIONS}
+
+
 class _Replayable(gym.Wrapper):
     """Lets a worker run an interrupted episode again, up to where it was: `options["actions"][index]`.
 
@@ -86,13 +105,13 @@ class _Replayable(gym.Wrapper):
 
 
 def _sent(info: dict[str, Any], is_first: bool = False) -> dict[str, Any]:
-    """What of `info` crosses to the learner: `env_step`, success, a lost life, and what `CAPTION_INFO` names.
+    """What of `info` crosses to the learner: `env_step`, success, a lost life, and annotations.
 
-    The latter at resets and with new annotations alone, since what is sent every step costs time every step. What else
-    an environment says may be of any shape and type, which vectorised environments cannot put together.
+    The latter at resets and when they are new alone, since what is sent every step costs time every step. What else an
+    environment says may be of any shape and type, which vectorised environments cannot put together.
     """
     is_news = is_first or info.get("annotations")
-    names = "env_step", "success_any", "life_lost", *(CAPTION_INFO if is_news else ())
+    names = "env_step", "success_any", "life_lost", *(ANNOTATION_INFO if is_news else ())
     sent = {name: info[name] for name in names if name in info}
     success = success_of(info)
     return sent if success is None else sent | {"success": success}
@@ -132,6 +151,8 @@ class _Maker:
         env = make_env(self.env_id, config)
         if "flow" in env.observation_space.spaces:
             env = _FlowInBytes(env)
+        if "relevance" in env.observation_space.spaces:
+            env = _AnnotationsInInfo(env)
         return _Replayable(env, self.index)
 
 
@@ -205,12 +226,17 @@ def check_actions(env_id: str, space: spaces.Space, config: EnvConfig) -> None:
 class Workers:
     """Environments in spawned worker processes: `send` actions, do something else, `receive` what came of them.
 
-    Flow is uint8 (H, W, 2), as `wrappers.flow.encode_flow` stores it: 128 is 0, 1 and 255 are the bound.
+    Flow is uint8 (H, W, 2), as `wrappers.flow.encode_flow` stores it: 128 is 0, 1 and 255 are the bound. Annotations
+    are in info: `annotations` and `annotation_ages`, see `CaptionObservation`.
 
     Args:
         env_id: see `make_env`.
         config: see `make_env`.
         num_envs: number of worker processes.
+
+    Attributes:
+        annotation_shape: patches per side of annotations' class maps, and length of their embeddings; None without an
+            annotator.
 
     Raises:
         UserError: as `make_env`, or the environment's actions are of another kind than the agent's.
@@ -233,6 +259,10 @@ class Workers:
         except UserError:
             self.close()
             raise
+        is_annotated = config.annotator != "none"
+        self.annotation_shape: tuple[int, int] | None = (
+            self._guarded(self._envs.get_attr, "annotation_shape")[0] if is_annotated else None
+        )
 
     def reset(
         self, seeds: Sequence[int | None], actions: Sequence[Sequence[Any] | np.ndarray] | None = None
@@ -284,7 +314,7 @@ class Workers:
 
     def statistics(self) -> dict[str, float]:
         """What the environments' annotators count: shares and ages on average, everything else in total."""
-        if "relevance" not in self.observation_space.spaces:
+        if self.annotation_shape is None:
             return {}
         rows = self._guarded(self._envs.call, "statistics")
         totals = {name: sum(row[name] for row in rows) for name in rows[0]}

@@ -285,8 +285,7 @@ def test_workers_give_what_the_environment_in_this_process_gives():
         seeds = [episode_seed(1, 0), episode_seed(1, 1)]
         first = workers.reset(seeds)
         observation, info = env.reset(seed=seeds[1])
-        caption = info["caption"]
-        assert first[1][1]["caption"] == caption
+        assert first[1][1]["annotations"] == info["annotations"]
         assert data_equivalence(first[1][0]["rgb"], observation["rgb"])
         for number in range(5):
             actions = rng.uniform(-1, 1, (2, 1)).astype(np.float32)
@@ -296,13 +295,11 @@ def test_workers_give_what_the_environment_in_this_process_gives():
             assert steps[1].reward == reward
             assert steps[1].info["env_step"] == info["env_step"] == 2 * (number + 1)
             assert steps[1].info.get("annotations", ()) == info["annotations"]
-            if info["annotations"]:  # what is no news is not sent
-                caption = info["caption"]
-                assert steps[1].info["caption"] == caption
-            assert info["caption"] == caption
+            assert ("annotations" in steps[1].info) == bool(info["annotations"])  # what is no news is not sent
             observation["flow"] = encode_flow(observation["flow"], env.get_wrapper_attr("bound"))
             assert steps[1].observation["flow"].dtype == np.uint8
-            for key in ("rgb", "flow", "relevance"):
+            assert set(steps[1].observation) == {"rgb", "flow", "caption"}  # of annotations what was asked for
+            for key in ("rgb", "flow"):
                 assert np.array_equal(steps[1].observation[key], observation[key]), key
     env.close()
 
@@ -465,8 +462,8 @@ if __name__ == "__main__":
             (step,) = workers.receive(seeds)
             infos = [step.info] + ([step.next_episode[1]] if step.next_episode else [])
             captions += [annotation.caption for info in infos for annotation in info.get("annotations", ())]
-        shape = workers.observation_space["relevance"].shape
-        print(json.dumps([sorted(sys.modules), workers._envs.call("loaded_modules")[0], captions, shape,
+        shape, sent = workers.annotation_shape, sorted(workers.observation_space)
+        print(json.dumps([sorted(sys.modules), workers._envs.call("loaded_modules")[0], captions, shape, sent,
                           workers._envs.get_attr("mode")[0], workers.statistics()]))
 """
     path = tmp_path / "script.py"
@@ -474,12 +471,13 @@ if __name__ == "__main__":
     result = subprocess.run(
         [sys.executable, str(path)], cwd=ROOT, env=_environment(), capture_output=True, text=True, check=True
     )
-    here, there, captions, shape, chosen, statistics = json.loads(result.stdout.splitlines()[-1])
+    here, there, captions, shape, sent, chosen, statistics = json.loads(result.stdout.splitlines()[-1])
     assert "transformers" in there
     assert not {"transformers", "open_clip"} & {name.split(".")[0] for name in here}
     assert len(captions) >= 3
     assert all(said.startswith(caption) for said in captions)
-    assert (shape, chosen) == ([grid, grid], mode)
+    assert (shape[0], chosen) == (grid, mode)
+    assert sent == ["flow", "rgb"]  # annotations come in info alone
     assert statistics["annotations"] >= 3
     assert 0 < statistics["annotated_share"] <= 0.5
     assert ("cache_misses" in statistics) == (mode == "async") == cache.exists()
