@@ -29,6 +29,9 @@ class RunLogs:
         directory: of the run.
         total_env_steps: the run's budget.
         resources: closes the CSV files, and what `start` opens.
+
+    Attributes:
+        pending: metrics of the updates since they were last written.
     """
 
     def __init__(self, directory: Path, total_env_steps: int, resources: contextlib.ExitStack):
@@ -42,7 +45,7 @@ class RunLogs:
         self._began = self._beat = time.monotonic()
         self._tensorboard: SummaryWriter | None = None
         self._progress: tqdm | None = None
-        self._pending: list[dict[str, torch.Tensor]] = []
+        self.pending: list[dict[str, torch.Tensor]] = []
         self._written: tuple[int, float] | None = None  # env step and time of the metrics written last
 
     def start(self, description: str, env_step: int, resources: contextlib.ExitStack) -> None:
@@ -92,11 +95,11 @@ class RunLogs:
 
     def add_update(self, metrics: dict[str, torch.Tensor]) -> None:
         """Keeps the metrics of an update, as tensors: they are read, averaged and checked later, all at once."""
-        self._pending.append(metrics)
+        self.pending.append(metrics)
 
     def write_metrics(self, env_step: int, agent_step: int, more: dict[str, float]) -> None:
         """Writes the means of the updates' metrics since it was last done, speed, memory, and `more`."""
-        values, self._pending = self.read_pending(agent_step), []
+        values, self.pending = self._read_pending(agent_step), []
         now = time.monotonic()
         if self._written is not None:
             steps, moment = self._written
@@ -108,14 +111,14 @@ class RunLogs:
             self.csv["metrics"].write([env_step, agent_step, name, f"{value:.6g}"])
             self._scalar(name, value, env_step)
 
-    def read_pending(self, agent_step: int) -> dict[str, float]:
+    def _read_pending(self, agent_step: int) -> dict[str, float]:
         """Means of the metrics since they were last written.
 
         Raises:
             UserError: one of them is not finite; what was saved before stays.
         """
         collected: dict[str, list[torch.Tensor]] = {}
-        for metrics in self._pending:
+        for metrics in self.pending:
             for name, value in metrics.items():
                 collected.setdefault(name, []).append(value)
         if not collected:

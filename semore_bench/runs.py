@@ -331,7 +331,8 @@ class Run:
         Raises:
             UserError: a loss or a weight is not finite; the last good checkpoint stays.
         """
-        self._logs.read_pending(self.agent_step)  # raises: a state that is already lost is never kept
+        if self._logs.pending:  # what is not written would be lost with this process
+            self._log_metrics(replay)  # raises: a state that is already lost is never kept
         for name, weight in agent.state_dict().items():
             if torch.is_tensor(weight) and weight.is_floating_point() and not torch.isfinite(weight).all():
                 raise UserError(

@@ -14,8 +14,8 @@ from tests.toy_runs import TOY, agent_step, assert_same, call, equal
 from wrappers.errors import UserError
 
 DISCRETE = "tests.toy_env:ToyDiscrete-v0"
-SHORT = {"total_env_steps": 240, "eval_every": 160, "eval_episodes": 1}
-assert SHORT["total_env_steps"] / TOY["action_repeat"] > 2 * TOY["checkpoint_every"]
+SHORT = {"total_env_steps": 160, "eval_every": 100, "eval_episodes": 1, "random_steps": 10, "checkpoint_every": 20}
+assert SHORT["total_env_steps"] / TOY["action_repeat"] > 2 * SHORT["checkpoint_every"]
 
 
 @pytest.mark.parametrize("name", agent_files())
@@ -27,26 +27,26 @@ def test_agent_learns_evaluates_and_survives_a_crash(name, tmp_path, request, mo
     if name in ("madi_sac", "sgqn_sac"):
         settings["overlay_limit"] = 8
     if name in ("semore_sac", "state_sac"):
-        settings["env_id"] = "tests.toy_env:Cartpole-v0"
+        settings["env_id"] = "InvertedPendulum-v5"
     if name.endswith("_dqn"):
-        settings["env_id"] = "tests.toy_env:DiscreteCartpole-v0" if name == "semore_dqn" else DISCRETE
+        settings["env_id"] = "tests.toy_env:DiscretePendulum-v0" if name == "semore_dqn" else DISCRETE
     if name.startswith("semore_"):  # with the embedded models it is killed in test_runs.py
         settings |= {"annotator": "simulator", "annotation_grid": 8, "annotate_every": 2, "grounder_frames": 4}
-        # Bouts of the grounder before the crash, between the checkpoint and the crash, and after it.
-        settings |= {"grounder_updates": 4, "grounder_batch": 4, "ground_every": 12}
+        # The grounder learns before the checkpoint (agent steps 10, 14), between it and the crash (22), and after (38).
+        settings |= {"grounder_updates": 4, "grounder_batch": 4, "ground_every": 4}
     call(module, tmp_path / "whole", **settings)
     evaluations = pd.read_csv(tmp_path / "whole" / "eval.csv")
     assert evaluations.env_step.max() >= SHORT["total_env_steps"]
     assert evaluations.env_step.nunique() == 2
     metrics = pd.read_csv(tmp_path / "whole" / "metrics.csv")
-    assert "critic_loss" in set(metrics.metric)
+    assert "critic_loss" in set(metrics[metrics.env_step >= SHORT["total_env_steps"]].metric), "none is lost"
 
     # On a slow machine a checkpoint that is due after some minutes would come in between.
     monkeypatch.setattr("semore_bench.runs.CHECKPOINT_SECONDS", np.inf)
     receive = Run.receive
 
     def crash(run: Run):
-        if run.agent_step >= 75:  # learning, fifteen steps after a checkpoint
+        if run.agent_step >= 27:  # learning, seven steps after a checkpoint
             raise MemoryError
         return receive(run)
 
@@ -54,7 +54,7 @@ def test_agent_learns_evaluates_and_survives_a_crash(name, tmp_path, request, mo
         patch.setattr(Run, "receive", crash)
         with pytest.raises(MemoryError):
             call(module, tmp_path / "crashed", **settings)
-    assert agent_step(tmp_path / "crashed") == 60
+    assert agent_step(tmp_path / "crashed") == 20
     call(module, tmp_path / "crashed", **settings)
     assert_same(tmp_path / "crashed", tmp_path / "whole")
     trained = load_trained(find_trained(tmp_path / "whole"), device="cpu")

@@ -67,6 +67,7 @@ def test_numbers_are_those_of_the_cpu(settings, tolerance):
 def test_killed_and_continued(tmp_path, monkeypatch):
     """It goes on from the same weights and random states; after that a GPU's sums may come in another order."""
     monkeypatch.setattr("semore_bench.runs.CHECKPOINT_SECONDS", np.inf)  # a slow machine saves at the same steps
+    settings = {"device": DEVICE, "total_env_steps": 200, "eval_episodes": 1}
     receive = Run.receive
 
     def crash(run: Run):
@@ -77,10 +78,10 @@ def test_killed_and_continued(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Run, "receive", crash)
         with pytest.raises(MemoryError):
-            call(drq_sac, tmp_path / "run", device=DEVICE)
+            call(drq_sac, tmp_path / "run", **settings)
     assert agent_step(tmp_path / "run") == 60
-    call(drq_sac, tmp_path / "run", device=DEVICE)
-    call(drq_sac, tmp_path / "whole", device=DEVICE)
+    call(drq_sac, tmp_path / "run", **settings)
+    call(drq_sac, tmp_path / "whole", **settings)
     runs = [
         torch.load(max((tmp_path / name / "checkpoint").glob("*.pt")), weights_only=True) for name in ("run", "whole")
     ]

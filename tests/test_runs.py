@@ -17,7 +17,7 @@ from tests.toy_runs import TOY, agent_step, assert_same, call, equal, finish, ou
 
 # Two environments with looks of their own in each episode, and an evaluation in another setting at the end.
 TWO = {"num_envs": 2, "distraction": "background-medium", "evaluations": ("colour-hard:1",)}
-CARTPOLE = TOY | {"env_id": "dm_control/cartpole-balance-v0", "action_repeat": 8, "total_env_steps": 1300}
+CARTPOLE = {"env_id": "dm_control/cartpole-balance-v0", "action_repeat": 8, "total_env_steps": 1300}
 CARTPOLE |= {"eval_every": 1000, "eval_episodes": 1}
 # Named things early and often: annotated frames come in batches, and the grounder learns twice before the last kill.
 SEMORE = CARTPOLE | {
@@ -38,14 +38,14 @@ def toy_run(tmp_path_factory) -> Path:
 
 
 def test_semore_killed_twice_gives_what_an_uninterrupted_run_gives(tmp_path):
-    reference = start("semore_sac", tmp_path / "whole", SEMORE)
+    reference = start(semore_sac, tmp_path / "whole", **SEMORE)
     killed = tmp_path / "killed"
     for moment in (70, 130):  # agent steps: while learning, in the second episode
-        process = start("semore_sac", killed, SEMORE)
+        process = start(semore_sac, killed, **SEMORE)
         wait_for(process, killed, lambda moment=moment: _agent_step_now(killed) >= moment)
         process.kill()
         process.wait()
-    assert finish("semore_sac", killed, SEMORE).returncode == 0
+    call(semore_sac, killed, **SEMORE)
     wait_for(reference, tmp_path / "whole", lambda: reference.poll() is not None)
     assert reference.returncode == 0
     assert "named things: pole, cart" in (tmp_path / "whole.log").read_text()
@@ -62,20 +62,20 @@ def _agent_step_now(run_dir: Path) -> int:
 
 
 def test_two_environments_killed_in_the_middle_of_their_episodes(tmp_path, toy_run):
-    killed, settings = tmp_path / "killed", TOY | TWO
-    process = start("drq_sac", killed, settings)
+    killed = tmp_path / "killed"
+    process = start(drq_sac, killed, **TWO)
     wait_for(process, killed, lambda: agent_step(killed) >= 150)
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
     assert not psutil.wait_procs(children, timeout=300)[1], "workers outlived the learner"
-    assert finish("drq_sac", killed, settings).returncode == 0
+    call(drq_sac, killed, **TWO)
     assert_same(killed, toy_run)
 
 
 def test_interrupt_saves_at_once_and_the_run_goes_on(tmp_path, toy_run):
-    stopped, settings = tmp_path / "stopped", TOY | TWO
-    process = start("drq_sac", stopped, settings)
+    stopped = tmp_path / "stopped"
+    process = start(drq_sac, stopped, **TWO)
     wait_for(process, stopped, lambda: agent_step(stopped) >= 60)
     process.send_signal(signal.SIGINT)
     wait_for(process, stopped, lambda: process.poll() is not None)
@@ -224,7 +224,7 @@ def test_a_folder_that_is_no_run_is_not_touched(tmp_path, capsys):
 
 
 def test_two_processes_in_one_directory(tmp_path, capsys):
-    process = start("drq_sac", tmp_path / "run", TOY)
+    process = start(drq_sac, tmp_path / "run")
     try:
         wait_for(process, tmp_path / "run", lambda: (tmp_path / "run" / "config.json").exists())
         assert "another process is training" in refused(capsys, drq_sac, tmp_path / "run")
@@ -287,7 +287,7 @@ def test_the_command_line_answers_a_misspelt_id_without_a_traceback(tmp_path):
 def test_a_mistake_that_a_worker_finds_is_answered_in_one_line_too(tmp_path, monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "glfw")  # needs a display
     monkeypatch.delenv("DISPLAY", raising=False)
-    result = finish("drq_sac", tmp_path / "run", CARTPOLE)
+    result = finish("drq_sac", tmp_path / "run", TOY | CARTPOLE)
     assert result.returncode == 2
     assert [line for line in result.stderr.splitlines() if "Traceback" in line] == []
     assert "libegl1" in result.stderr.splitlines()[-1]

@@ -103,16 +103,9 @@ class Blinking(gym.Env):
         return frame
 
 
-def cartpole(render_mode=None) -> gym.Env:
-    """A MuJoCo scene, which has named things; registered with episodes shorter than its own."""
-    import shimmy  # noqa: F401  registers dm_control/...
-
-    return gym.make("dm_control/cartpole-balance-v0", render_mode=render_mode)
-
-
-def discrete_cartpole(render_mode=None) -> gym.Env:
-    """The same, pushed to the left, not at all, or to the right."""
-    return DiscretizeAction(cartpole(render_mode), bins=3)
+def discrete_pendulum(render_mode=None) -> gym.Env:
+    """A MuJoCo scene, which has named things: pushed to the left, not at all, or to the right."""
+    return DiscretizeAction(gym.make("InvertedPendulum-v5", render_mode=render_mode), bins=3)
 
 
 gym.register("Toy-v0", Toy, max_episode_steps=25)
@@ -120,7 +113,6 @@ gym.register("ToyShort-v0", Toy, max_episode_steps=25, kwargs={"longest": 5})
 gym.register("ToyNaN-v0", Toy, max_episode_steps=25, kwargs={"nan_at": 130})
 gym.register("ToyCrash-v0", Toy, max_episode_steps=25, kwargs={"crash_at": 130})
 gym.register("ToyDiscrete-v0", Toy, max_episode_steps=25, kwargs={"discrete": True})
-gym.register("Cartpole-v0", cartpole, max_episode_steps=100)
-gym.register("DiscreteCartpole-v0", discrete_cartpole, max_episode_steps=100)
+gym.register("DiscretePendulum-v0", discrete_pendulum, max_episode_steps=100)
 gym.register("Blinking-v0", Blinking)
 gym.register("Blind-v0", Blind, max_episode_steps=25)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.forked import Forked
 from tests.waiting import run_to_end, wait_until
 
 ROOT = Path(__file__).parents[1]
@@ -23,15 +24,13 @@ def command(agent: str, run_dir: Path, settings: dict) -> list[str]:
     return words
 
 
-def start(agent: str, run_dir: Path, settings: dict) -> subprocess.Popen:
+def start(module, run_dir: Path, **settings) -> Forked:
     """Starts an agent; what it prints is appended to a file beside its run directory."""
-    with open(f"{run_dir}.log", "a") as log:
-        return subprocess.Popen(
-            command(agent, run_dir, settings), env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=log
-        )
+    return Forked(lambda: call(module, run_dir, **settings), Path(f"{run_dir}.log"))
 
 
 def finish(*args) -> subprocess.CompletedProcess:
+    """Types an agent's command line and waits."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return run_to_end(command(*args), env=environment)
 
@@ -45,7 +44,7 @@ def agent_step(run_dir: Path) -> int:
     return max((int(name.rsplit("-", 1)[1]) for name in names), default=0)
 
 
-def wait_for(process: subprocess.Popen, run_dir: Path, condition) -> None:
+def wait_for(process: Forked, run_dir: Path, condition) -> None:
     try:
         wait_until(condition, process)
     except AssertionError as error:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import unittest.mock
 from pathlib import Path
 
 import psutil
@@ -60,7 +61,12 @@ def here(folder: Path, suite: str, *more: str) -> subprocess.CompletedProcess:
     """A sweep that starts no run, in this process, which has loaded already what takes seconds to load."""
     command = words(folder, suite, *more)
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with (
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        unittest.mock.patch.dict(os.environ, ENVIRONMENT),
+    ):
         status = cli.run(command[command.index("sweep") :])
     return subprocess.CompletedProcess(command, status or 0, out.getvalue(), err.getvalue())
 

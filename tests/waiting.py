@@ -9,6 +9,8 @@ from typing import Any
 
 import psutil
 
+from tests.forked import Forked
+
 IDLE_SECONDS = 300
 """a process that uses no processor for so long hangs"""
 LOOK_SECONDS = 10
@@ -17,7 +19,7 @@ BUSY_SECONDS = 600
 """of processor time: one that uses more is in a loop"""
 
 
-def wait_until(condition: Callable[[], Any], process: subprocess.Popen) -> None:
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen | Forked) -> None:
     """Waits for a condition that `process` is to bring about.
 
     Raises:
@@ -51,7 +53,7 @@ def poll_until(condition: Callable[[], Any]) -> None:
         time.sleep(0.005)
 
 
-def ended(process: subprocess.Popen) -> int:
+def ended(process: subprocess.Popen | Forked) -> int:
     """The exit status of a process, once it has ended."""
     wait_until(lambda: process.poll() is not None, process)
     return process.returncode
@@ -71,7 +73,7 @@ def run_to_end(command: Sequence[str], **options: Any) -> subprocess.CompletedPr
         return subprocess.CompletedProcess(command, process.returncode, out.read(), err.read())
 
 
-def _processor_seconds(process: subprocess.Popen) -> float:
+def _processor_seconds(process: subprocess.Popen | Forked) -> float:
     total = 0.0
     with suppress(psutil.NoSuchProcess):
         root = psutil.Process(process.pid)

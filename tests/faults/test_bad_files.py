@@ -13,20 +13,29 @@ from semore_bench.reading import Count, Finite, Unreadable, read_csv, read_json,
 from tests.faults.odd_files import ODD_FILES, PLACE, RUNS, spoil
 from tests.synthetic_runs import WALKER, write_run
 
+OUTPUT = {"table": [], "report": ["--output", "page.html"], "plot": ["--output", "curves.svg"]}
 
-@pytest.mark.parametrize("command", ["table", "report", "plot"])
+
 @pytest.mark.parametrize("name", ["config.json", "status.json", "eval.csv"])
 @pytest.mark.parametrize("content", ODD_FILES)
-def test_an_odd_file_is_a_note_on_its_run(runs, answer, faults, command, name, content):
-    if command == "plot" and not faults.long and content not in ("empty", "binary", "surrogate", "a pipe"):
-        return  # pictures take a second
+def test_an_odd_file_is_a_note_on_its_run(runs, answer, faults, name, content):
     spoil(runs / RUNS / name, ODD_FILES[content])
-    output = {"table": [], "report": ["--output", "page.html"], "plot": ["--output", "curves.svg"]}[command]
-    said = answer(command, runs, *output, status=0)
-    shown = said + "".join(path.read_text() for path in map(Path, output[1:]))
-    assert "semore_sac" in shown, "the other run is there as always"
-    if command == "table" and name != "eval.csv" and content not in ("surrogate", "NaN", "a folder"):
-        assert f"{name} is damaged" in said or content == "a link to nowhere"  # which is no file
+    for command in OUTPUT if faults.long else ["table"]:
+        said = answer(command, runs, *OUTPUT[command], status=0)
+        shown = said + "".join(path.read_text() for path in map(Path, OUTPUT[command][1:]))
+        assert "semore_sac" in shown, "the other run is there as always"
+        if command == "table" and name != "eval.csv" and content not in ("surrogate", "NaN", "a folder"):
+            assert f"{name} is damaged" in said or content == "a link to nowhere"  # which is no file
+
+
+@pytest.mark.parametrize("command", ["report", "plot"])
+@pytest.mark.parametrize("name", ["config.json", "status.json", "eval.csv"])
+def test_many_odd_files_are_notes_on_their_runs(runs, answer, faults, command, name):
+    for seed, content in enumerate(ODD_FILES.values(), 2):
+        spoil(write_run(runs, WALKER, "drq_sac", seed, {2000: [10.0]}) / name, content)
+    with faults.made(len(ODD_FILES) - 1):
+        said = answer(command, runs, *OUTPUT[command], status=0)
+    assert "semore_sac" in said + Path(OUTPUT[command][1]).read_text(), "the other run is there as always"
 
 
 def change(file: Path, *keys: str, value: object) -> None:
@@ -58,12 +67,21 @@ ODD_STATES = [
 ]
 
 
-@pytest.mark.parametrize("command", ["table", "report"])
 @pytest.mark.parametrize(("key", "value"), ODD_CONFIGS)
-def test_an_odd_setting_is_a_note_on_its_run(runs, answer, command, key, value):
+def test_an_odd_setting_is_a_note_on_its_run(runs, answer, faults, key, value):
     change(runs / RUNS / "config.json", key, value=value)
-    said = answer(command, runs, status=0)
-    assert "semore_sac" in said + (Path("report.html").read_text() if command == "report" else "")
+    assert "semore_sac" in answer("table", runs, status=0)
+    if faults.long:
+        answer("report", runs, status=0)
+        assert "semore_sac" in Path("report.html").read_text()
+
+
+def test_many_odd_settings_are_notes_on_their_runs(runs, answer, faults):
+    for seed, (key, value) in enumerate(ODD_CONFIGS, 2):
+        change(write_run(runs, WALKER, "drq_sac", seed, {2000: [10.0]}) / "config.json", key, value=value)
+    with faults.made(len(ODD_CONFIGS) - 1):
+        answer("report", runs, status=0)
+    assert "semore_sac" in Path("report.html").read_text()
 
 
 @pytest.mark.parametrize(("key", "value"), ODD_STATES)
