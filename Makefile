@@ -14,7 +14,7 @@ demo: setup
 	.venv/bin/python -m semore_bench.demo
 
 test: setup
-	.venv/bin/python -m pytest -q --numprocesses=3 --dist=worksteal
+	.venv/bin/python -m pytest -q --numprocesses=4 --dist=worksteal
 
 # Kills, full disks, damaged files and hostile servers, many more of them than in `make test`: a quarter of an hour.
 test-faults: setup

@@ -40,6 +40,7 @@ def test_agent_learns_evaluates_and_survives_a_crash(name, tmp_path, request, mo
     assert evaluations.env_step.nunique() == 2
     metrics = pd.read_csv(tmp_path / "whole" / "metrics.csv")
     assert "critic_loss" in set(metrics[metrics.env_step >= SHORT["total_env_steps"]].metric), "none is lost"
+    assert ("grounder_loss" in set(metrics.metric)) == name.startswith("semore_")
 
     # On a slow machine a checkpoint that is due after some minutes would come in between.
     monkeypatch.setattr("semore_bench.runs.CHECKPOINT_SECONDS", np.inf)
