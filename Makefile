@@ -14,9 +14,9 @@ demo: setup
 	.venv/bin/python -m semore_bench.demo
 
 test: setup
-	.venv/bin/python -m pytest -q --numprocesses=4 --dist=worksteal
+	.venv/bin/python -m pytest -q --numprocesses=3 --dist=worksteal
 
-# Kills, full disks, damaged files and hostile servers, many more of them than in `make test`: a quarter of an hour.
+# Kills, full disks, damaged files and hostile servers, many more of them than in `make test`: some ten minutes.
 test-faults: setup
 	.venv/bin/python -m pytest -q --numprocesses=3 --dist=worksteal --long tests/faults tests/test_sweep.py
 

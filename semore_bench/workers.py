@@ -25,6 +25,7 @@ from wrappers.backends.specs import is_embedded, is_server, is_vlm, loads_models
 from wrappers.errors import UserError
 from wrappers.flow import encode_flow
 
+START_METHOD = "spawn"  # a forked process cannot render where its parent has rendered
 ANNOTATION_INFO = ("annotations", "annotation_ages")
 """what the learner reads of what `CaptionObservation` adds to info"""
 ANNOTATION_OBSERVATIONS = ("caption_embedding", "relevance", "caption_age")
@@ -196,7 +197,7 @@ def vector_env(env_id: str, config: EnvConfig, num_envs: int, autoreset_mode: Au
     """
     makers = [_Maker(env_id, config, index) for index in range(num_envs)]
     with _main_module_hidden(), signals_held():
-        return _Envs(makers, context="spawn", shared_memory=True, copy=False, autoreset_mode=autoreset_mode)
+        return _Envs(makers, context=START_METHOD, shared_memory=True, copy=False, autoreset_mode=autoreset_mode)
 
 
 ACTION_SPACES = {"continuous": spaces.Box, "discrete": spaces.Discrete}

@@ -4,11 +4,13 @@ import importlib
 import os
 import signal
 
+import cv2
 import hypothesis
 import pytest
 
 # One thread per process: several of them share the machine, in the tests more than anywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+cv2.setNumThreads(1)
 # What is slow on a busy machine is not wrong.
 hypothesis.settings.register_profile("busy", deadline=None)
 hypothesis.settings.load_profile("busy")
@@ -63,6 +65,14 @@ def dm_control_renders(monkeypatch):
     if _render.BACKEND == "glfw" and "DISPLAY" not in os.environ:
         egl = importlib.import_module("dm_control._render.pyopengl.egl_renderer")
         monkeypatch.setattr(_render, "Renderer", egl.EGLContext)
+
+
+LONG = ("every_agent", "ray", "runs", "sweep", "train_guidance", "wheel", "vlm_server", "benchmarks", "examples")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long comes first: at the end, processes that are done take over what is short."""
+    items.sort(key=lambda item: not item.nodeid.startswith(tuple(f"tests/test_{name}.py" for name in LONG)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -46,9 +46,9 @@ def test_an_agent_that_ends_is_quoted():
 
 def test_flow_and_captions_are_compared_with_rgb(capsys):
     numbers = "--image-size 36 --blocks 2 --block-steps 4 --training-blocks 0".split()
-    names = "--env-ids dm_control/cartpole-swingup-v0 --annotator simulator".split()
+    names = "--env-ids InvertedPendulum-v5 --annotator simulator".split()
     assert not run(["benchmark", "guidance", *numbers, *names])
-    row = next(line for line in capsys.readouterr().out.splitlines() if "cartpole" in line)
+    row = next(line for line in capsys.readouterr().out.splitlines() if "InvertedPendulum" in line)
     assert len(re.findall(r"\d\.\d\d \(\d\.\d\d-\d\.\d\d\)", row)) == 2
 
 
@@ -59,9 +59,9 @@ def test_frames_per_second_of_environments(capsys):
     assert not run(["benchmark", "envs", *short, *discrete])
     rows = [line for line in capsys.readouterr().out.splitlines() if "ToyDiscrete" in line]
     assert [len(re.findall(r"\d+ \(\d+-\d+\)", row)) for row in rows] == [2, 2]
-    captions = "--env-ids dm_control/cartpole-swingup-v0 --annotator simulator --num-envs 1".split()
+    captions = "--env-ids InvertedPendulum-v5 --annotator simulator --num-envs 1".split()
     assert not run(["benchmark", "envs", *short, *captions])
-    (row,) = [line for line in capsys.readouterr().out.splitlines() if "cartpole" in line]
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "InvertedPendulum" in line]
     assert len(re.findall(r"\d+ \(\d+-\d+\)", row)) == 3
 
 
@@ -76,7 +76,7 @@ def test_training_goes_on_beside_a_slow_captioner(monkeypatch, trained):
         "--annotate-every",
         "2",
         "--env-id",
-        "dm_control/cartpole-swingup-v0",
+        "InvertedPendulum-v5",
     ]
     with guidance._slow_server() as url:
         flags += ["--annotator", f"openai:{url}#slow", "--clip", str(trained[0] / "clip"), "--random-steps", "10"]
