@@ -75,10 +75,8 @@ class Args(CommonArgs):
 
     def resolve(self) -> None:
         super().resolve()
-        if self.clip_grid < 0:
-            raise UserError(f"--clip-grid must be at least 0, got {self.clip_grid}")
-        if self.components < 1:
-            raise UserError(f"--components must be at least 1, got {self.components}")
+        self.require_at_least(0, "clip_grid")
+        self.require_at_least(1, "components")
 
 
 # ---- networks ----

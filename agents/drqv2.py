@@ -29,7 +29,6 @@ from semore_bench.args import CommonArgs
 from semore_bench.envs import EnvConfig
 from semore_bench.replay import Batch, Replay
 from semore_bench.runs import Run, one_line_errors
-from wrappers.errors import UserError
 
 
 @dataclass
@@ -70,8 +69,7 @@ class Args(CommonArgs):
 
     def resolve(self) -> None:
         super().resolve()
-        if self.std_steps < 1 or self.update_every < 1:
-            raise UserError("--std-steps and --update-every must be at least 1")
+        self.require_at_least(1, "std_steps", "update_every")
 
 
 # ---- networks ----

@@ -80,8 +80,7 @@ class Args(CommonArgs):
             self.masker_filters = 32 if self.preset == "reference" else 8
         if not 0 <= self.alpha <= 1:
             raise UserError(f"--alpha must lie in [0, 1], got {self.alpha}")
-        if self.masker_filters < 1:
-            raise UserError(f"--masker-filters must be at least 1, got {self.masker_filters}")
+        self.require_at_least(1, "masker_filters")
 
 
 # ---- networks ----

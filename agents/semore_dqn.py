@@ -23,9 +23,10 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
-from semore_bench.args import CommonArgs, flag
+from semore_bench.args import CommonArgs
 from semore_bench.envs import EnvConfig
 from semore_bench.grounder import Grounder
+from semore_bench.pasting import Pasting
 from semore_bench.replay import Batch, Replay
 from semore_bench.runs import Run, one_line_errors
 from semore_bench.things import MOTION, STATIC, THINGS, Standardise, Vocabulary, history, history_size, moments
@@ -64,6 +65,12 @@ class Args(CommonArgs):
     ground_every: int = 500
     """agent steps from the grounder's first bout to its second; each later one takes twice as long, and the second half
     of a run has none; 0 for no others"""
+    grounder_pasting: bool = False
+    """teach the grounder things on other backgrounds and in other colours, too, for looks that training never shows"""
+    overlay_images: str | None = None
+    """folder of pictures to lay over frames, searched recursively (default: made-up textures)"""
+    overlay_limit: int = 2000
+    """largest number of pictures to lay over frames, drawn with the seed"""
     feature_dim: int = 50
     """dimension of the representation of pixels: with --pixels, and until there are names"""
     learning_rate: float = 1e-4
@@ -113,11 +120,8 @@ class Args(CommonArgs):
             raise UserError("named things need --frame-stack 2 or more, to see them move; or type --no-semantic")
         if not 0 < self.noise_floor < np.inf:
             raise UserError(f"--noise-floor must be above 0, got {self.noise_floor}; try 0.03")
-        for name in ("grounder_updates", "grounder_batch", "grounder_frames"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{flag(name)} must be at least 1, got {getattr(self, name)}")
-        if self.ground_every < 0:
-            raise UserError(f"--ground-every must be 0 (never again) or more agent steps, got {self.ground_every}")
+        self.require_at_least(1, "grounder_updates", "grounder_batch", "grounder_frames", "overlay_limit")
+        self.require_at_least(0, "ground_every")
         if self.epsilon_steps is None:
             self.epsilon_steps = min(5000, self.total_env_steps // self.action_repeat // 4)
         for name in ("epsilon", "sticky_actions"):
@@ -220,6 +224,8 @@ class Agent(nn.Module):
         z_dim = args.feature_dim
         if args.semantic:
             self.vocabulary, self.grounder = Vocabulary(), Grounder()
+            pictures = args.overlay_images, args.image_size, args.overlay_limit, args.seed
+            self.pasting = Pasting(*pictures) if args.grounder_pasting else None
             self.numbers = THINGS * history_size(args.frame_stack)
             self.standardise = Standardise(self.numbers, args.noise_floor)
             z_dim += self.numbers
@@ -227,8 +233,6 @@ class Agent(nn.Module):
         self.apply(orthogonal)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self.features, self.said = THINGS * (STATIC + MOTION) * args.semantic, ""
-        if not args.semantic:
-            self.explain = None  # there is nothing to film
         self.to(device, memory_format=torch.channels_last)
 
         critic = [*self.encoder.parameters(), *self.project.parameters(), *self.critic.parameters()]
@@ -335,7 +339,9 @@ class Agent(nn.Module):
         updates, rate = args.grounder_updates, args.grounder_learning_rate
         if not first:  # a shorter bout with smaller steps
             updates, rate = -(-updates // 4), 0.3 * rate
-        metrics["grounder_loss"] = self.grounder.teach(replay, self.vocabulary, updates, args.grounder_batch, rate)
+        metrics["grounder_loss"] = self.grounder.teach(
+            replay, self.vocabulary, updates, args.grounder_batch, rate, self.pasting
+        )
         replay.redescribe()
         self.standardise.fit(history(self.tensor(replay.feature_stacks())))
         if first:

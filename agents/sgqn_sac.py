@@ -91,8 +91,7 @@ class Args(CommonArgs):
         super().resolve()
         if not 0 <= self.quantile <= 1:
             raise UserError(f"--quantile must lie in [0, 1], got {self.quantile}")
-        if self.attribution_every < 1:
-            raise UserError(f"--attribution-every must be at least 1, got {self.attribution_every}")
+        self.require_at_least(1, "attribution_every")
 
 
 # ---- networks ----

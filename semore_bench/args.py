@@ -118,9 +118,7 @@ class CommonArgs:
             "total_env_steps action_repeat frame_stack num_envs annotate_every updates_per_step replay_capacity "
             "eval_every eval_episodes checkpoint_every"
         ).split()
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise UserError(f"{flag(name)} must be at least 1, got {getattr(self, name)}")
+        self.require_at_least(1, *positive)
         check_annotator(self.annotator)
         check_distraction(self.distraction)
         check_grid(self.annotation_grid)
@@ -134,18 +132,22 @@ class CommonArgs:
             raise UserError(f"--image-size must be at least 32 pixels, got {self.image_size}; try --image-size 64")
         if self.random_steps is None:
             self.random_steps = min(500, self.total_env_steps // self.action_repeat // 4)
-        if self.seed < 0 or self.random_steps < 0:
-            raise UserError("--seed and --random-steps must not be negative")
+        self.require_at_least(0, "seed", "random_steps")
         if self.batch_size is None:
             self.batch_size = 128 if self.preset == "reference" else 64
-        if self.batch_size < 2:
-            raise UserError(f"--batch-size must be at least 2, got {self.batch_size}")
+        self.require_at_least(2, "batch_size")
         if not self.cuda:
             self.device = "cpu"
         asked_for = self.annotator not in ("none", type(self).annotator)
         is_agent = hasattr(self, "env_config")  # these flags alone are nobody's
         if asked_for and is_agent and self.env_config().annotator == "none":
             raise UserError(f"this agent uses no annotations: leave --annotator {self.annotator} out")
+
+    def require_at_least(self, least: int, *names: str) -> None:
+        """Raises `UserError` for the first of these fields that is less."""
+        for name in names:
+            if getattr(self, name) < least:
+                raise UserError(f"{flag(name)} must be at least {least}, got {getattr(self, name)}")
 
     if TYPE_CHECKING:
 
@@ -169,6 +171,8 @@ class CommonArgs:
         from wrappers.backends.embedded import learned_from  # evaluation needs no model
 
         config = self.env_config()
+        if config.true_things:
+            return "simulator"
         annotator = source = str(config.annotator)
         if is_embedded(annotator) and annotator != EMBEDDED and (learned := learned_from(annotator)):
             source += f" (without {learned['left_out']})"

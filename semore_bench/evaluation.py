@@ -179,7 +179,7 @@ def film(
                     flow=decode_flow(observation["flow"], bound=1.0),
                     relevance=relevance,
                     caption=caption,
-                    things=None if explain is None else explain(stack.stack()),
+                    things=None if explain is None else explain(stack.stack()) or None,
                     flow_bound=1.0,
                     footer=f"{where}   env step {episode.length}   return {episode.episode_return:.1f}",
                 )

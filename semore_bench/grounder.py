@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from semore_bench.pasting import Pasting
 from semore_bench.replay import Replay
 from semore_bench.things import HAZE, THINGS, Vocabulary, quarters
 
@@ -47,8 +48,18 @@ class Grounder(nn.Module):
         named = torch.arange(THINGS, device=maps.device) < len(vocabulary)
         return torch.where((maps > HAZE) & named[:, None, None], maps, 0)
 
-    def teach(self, replay: Replay, vocabulary: Vocabulary, updates: int, batch_size: int, rate: float) -> Tensor:
+    def teach(
+        self,
+        replay: Replay,
+        vocabulary: Vocabulary,
+        updates: int,
+        batch_size: int,
+        rate: float,
+        pasting: Pasting | None = None,
+    ) -> Tensor:
         """A bout of AdamW updates on annotated frames, with a learning rate that falls from `rate` to 0.
+
+        `pasting` changes the frames in what must not matter.
 
         Returns:
             The mean loss of the last 50 updates.
@@ -65,6 +76,7 @@ class Grounder(nn.Module):
             batch = replay.sample_annotated(batch_size)
             target, named = vocabulary.targets(batch, places)
             rgb, target = quarters(batch.rgb, target, share)
+            rgb = rgb if pasting is None else pasting(rgb, target)
             target, named = (torch.from_numpy(array).to(device) for array in (target, named))
             loss = grounding_loss(self(rgb), target, named, weight)
             optimizer.zero_grad(set_to_none=True)

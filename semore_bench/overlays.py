@@ -31,15 +31,8 @@ class Overlay:
     """
 
     def __init__(self, folder: str | None, size: int, limit: int, seed: int, device: torch.device):
-        if limit < 1:
-            raise UserError(f"--overlay-limit must be at least 1, got {limit}")
         self._size, self._margin = size, size // 8
-        whole = size + self._margin
-        if folder is None:
-            found = textures.pictures(min(limit, MADE_UP), whole, seed, "train")
-        else:
-            found = load_pictures(folder, whole, limit, seed)
-        self._halves = torch.from_numpy(found // 2).to(device)
+        self._halves = torch.from_numpy(find_pictures(folder, size + self._margin, limit, seed) // 2).to(device)
 
     def __call__(self, rgb: Tensor) -> Tensor:
         """Each with its own picture, of which a random part that is a ninth smaller is seen: uint8 (B, 3k, H, W)."""
@@ -47,6 +40,15 @@ class Overlay:
         which = torch.randint(len(self._halves), (len(rgb),), device=rgb.device)
         halves = self._halves[which, y : y + self._size, x : x + self._size].permute(0, 3, 1, 2)
         return (rgb.unflatten(1, (-1, 3)) // 2 + halves[:, None]).flatten(1, 2)
+
+
+def find_pictures(folder: str | None, size: int, limit: int, seed: int) -> np.ndarray:
+    """Pictures for augmentation, uint8 (N, size, size, 3); arguments and errors are those of `Overlay`."""
+    if limit < 1:
+        raise UserError(f"--overlay-limit must be at least 1, got {limit}")
+    if folder is None:
+        return textures.pictures(min(limit, MADE_UP), size, seed, "train")
+    return load_pictures(folder, size, limit, seed)
 
 
 def load_pictures(folder: str, size: int, limit: int, seed: int) -> np.ndarray:

@@ -15,19 +15,12 @@ from tests.tiny_agents import (
     assert_random_shift_is_a_crop_of_the_padded_image,
     make_agent,
     make_replay,
+    make_semore,
     random_annotation,
     receivers,
 )
 from wrappers.errors import UserError
 from wrappers.flow import relative_flow
-
-
-def make_semore(path, **kwargs):
-    """An agent whose grounder had its first bout, and its replay."""
-    agent, replay = make_agent(semore_sac, **kwargs), make_replay(path, features=agent_features())
-    replay.describe = agent.describe
-    agent.ground(replay, 0)
-    return agent, replay
 
 
 @pytest.mark.parametrize("pixels", [False, True])

@@ -34,6 +34,8 @@ def test_agent_learns_evaluates_and_survives_a_crash(name, tmp_path, request, mo
         settings |= {"annotator": "simulator", "annotation_grid": 8, "annotate_every": 2, "grounder_frames": 4}
         # The grounder learns before the checkpoint (agent steps 10, 14), between it and the crash (22), and after (38).
         settings |= {"grounder_updates": 4, "grounder_batch": 4, "ground_every": 4}
+    if name == "semore_dqn":
+        settings |= {"grounder_pasting": True, "overlay_limit": 8}
     if "env_id" not in settings or "toy_env" in settings["env_id"] and name != "semore_dqn":
         monkeypatch.setattr("semore_bench.workers.START_METHOD", "fork")  # nothing is rendered, and much is loaded here
     call(module, tmp_path / "whole", **settings)

@@ -88,6 +88,14 @@ def agent_features() -> int:
     return THINGS * (STATIC + MOTION)
 
 
+def make_semore(path, **kwargs):
+    """An agent whose grounder had its first bout, and its replay."""
+    agent, replay = make_agent(semore_sac, **kwargs), make_replay(path, features=agent_features())
+    replay.describe = agent.describe
+    agent.ground(replay, 0)
+    return agent, replay
+
+
 def receivers(agent, loss) -> set[str]:
     """Names of the parts that a loss sends a gradient other than zero to."""
     agent.zero_grad()
