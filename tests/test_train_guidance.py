@@ -235,6 +235,36 @@ def test_shards_are_seeded_complete_and_not_made_twice(tmp_path):
     assert abs(plain.images.astype(int) - frames.images).mean() > 1
 
 
+def test_what_has_no_simulator_is_all_background(tmp_path):
+    shard = Shard("unfamiliar", "CartPole-v1", "train", 0, 25, seed=0)
+    make_shard(shard, tmp_path)
+    frames = load_shard(shard, tmp_path)
+    assert {frames.class_names[number] for number in np.unique(frames.classes)} == {"background"}
+    assert (set(frames.captions), frames.objects) == ({UNFAMILIAR}, ())
+    corners = frames.images[:, 0, 0]
+    assert len(np.unique(corners, axis=0)) == 3, "a look for every ten frames"
+    assert len({frame.tobytes() for frame in frames.images}) > 20
+
+
+def test_distracted_frames_have_masks_of_what_they_show(tmp_path):
+    """Behind the things there is something else, and the things are where the masks say."""
+    shards = [
+        Shard("cartpole", "dm_control/cartpole-swingup-v0", split, 0, 20, 0) for split in ("plain", "background-hard")
+    ]
+    for shard in shards:
+        make_shard(shard, tmp_path)
+    plain, distracted = (load_shard(shard, tmp_path) for shard in shards)
+    assert plain.class_names == distracted.class_names
+    cart, pole = (plain.class_names.index(name) for name in ("cart", "pole"))
+    colours = []
+    for frames in (plain, distracted):
+        classes = frames.classes[:, 1::2, 1::2]
+        colours.append([frames.images[classes == number].mean(0) for number in (cart, pole)])
+        colours[-1].append(frames.images[~np.isin(classes, (cart, pole))].std(0))
+    assert np.abs(np.subtract(colours[0][:2], colours[1][:2])).max() < 25, "things look as ever"
+    assert np.abs(colours[0][2] - colours[1][2]).max() > 10, "all else does not"
+
+
 def test_unfamiliar_scenes_have_no_objects(tmp_path):
     shard = Shard("unfamiliar", "dm_control/fish-swim-v0", "plain", 0, 2, seed=0)
     make_shard(shard, tmp_path)
@@ -251,7 +281,7 @@ def test_plan_holds_the_asked_for_frames():
     frames = {}
     for shard in shards:
         frames[shard.domain] = frames.get(shard.domain, 0) + shard.frames
-    assert frames == {"cartpole": 1200, "metaworld": 1600, "unfamiliar": 600}
+    assert frames == {"cartpole": 1200, "metaworld": 1600, "unfamiliar": 1080}
     assert len({shard.name for shard in shards}) == len(shards)
 
 
@@ -365,6 +395,7 @@ def test_unusable_answers_count_as_wrong(trained):
 def test_the_command_makes_models_and_cards(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("wrappers.backends.writer.MAX_PIECES", 6)  # two updates do not teach it to come to an end
     monkeypatch.setattr("semore_bench.guidance.frames.UNFAMILIAR_TASKS", ("dm_control/fish-swim-v0",))
+    monkeypatch.setattr("semore_bench.guidance.command.DISTRACTED", ("background-hard", "camera-easy"))
     models = tmp_path / "models"
     numbers = "--frames 10 --updates 2 --batch-size 8 --dense-updates 2 --workers 1".split()
     names = "--domains pendulum cartpole --leave-out cartpole".split()
@@ -378,7 +409,9 @@ def test_the_command_makes_models_and_cards(tmp_path, monkeypatch, capsys):
     for name in ("clip", "captioner"):
         card = (models / name / "README.md").read_text()
         assert "--frames 10 --updates 2 --batch-size 8 --dense-updates 2 --seed 0 --leave-out cartpole" in card
-        assert len(re.findall(r"^\| (pendulum|cartpole) \| (pole|cart) \| [01]\.\d\d \|", card, re.MULTILINE)) == 3
+        assert len(re.findall(r"^\| (pendulum|cartpole) \| (pole|cart) \| [01]\.\d\d \|", card, re.MULTILINE)) == 4
+        assert re.search(r"^\| domain \| thing \| background-hard \| camera-easy \|$", card, re.MULTILINE)
+        assert re.search(r"^\| pendulum \| pole \| [01]\.\d\d \| [01]\.\d\d \|$", card, re.MULTILINE)
         assert f"below {threshold:.3f}" in card
         assert len(re.findall(r"^\| pendulum \| [01]\.\d\d \|", card, re.MULTILINE)) == 2
         assert len(re.findall(r"^\| cartpole \(left out\) \| [01]\.\d\d \|", card, re.MULTILINE)) == 2

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from semore_bench.guidance.evaluation import Measured
-from semore_bench.guidance.frames import DOMAINS, UNFAMILIAR, UNFAMILIAR_TASKS
+from semore_bench.guidance.frames import DISTRACTED_FRAMES, DOMAINS, UNFAMILIAR, UNFAMILIAR_TASKS
 
 _CARD = """# {title}
 
@@ -47,6 +49,10 @@ On average over the known domains, the IoU of things is {class_iou[plain]:.3f} i
 {class_iou[varied]:.3f} in varied looks. Thing by thing:
 
 {things}
+Under distractions (`Distraction`, in the looks that are kept for testing and were not trained on; up to
+{distracted_frames} frames of each task, a look for every ten), the IoU of things on average, and thing by thing:
+
+{distracted}
 `{left_out}` was left out of training: its row says what happens with a scene of a kind never seen.
 
 ## What it cannot do
@@ -78,8 +84,13 @@ _WHAT = {
 }
 
 
-def write_cards(folder: Path, facts: Mapping[str, Any], measured: Mapping[str, Mapping[str, Measured]]) -> None:
-    """Writes `README.md` next to each model."""
+def write_cards(
+    folder: Path,
+    facts: Mapping[str, Any],
+    measured: Mapping[str, Mapping[str, Measured]],
+    distracted: Mapping[str, Mapping[str, Mapping[str, float]]],
+) -> None:
+    """Writes `README.md` next to each model; `distracted` is what `measure_things` says."""
     looks = {"plain": "In the environments' own look:", "varied": "In varied looks:"}
     tables = "\n".join(f"{looks[split]}\n\n{_table(rows, facts['left_out'])}" for split, rows in measured.items())
     domains = [f"{name} ({', '.join(DOMAINS[name])})" for name in facts["domains"]]
@@ -90,6 +101,8 @@ def write_cards(folder: Path, facts: Mapping[str, Any], measured: Mapping[str, M
             what=what,
             tables=tables,
             things=_things(measured),
+            distracted=_distracted(distracted),
+            distracted_frames=DISTRACTED_FRAMES,
             unfamiliar=", ".join(UNFAMILIAR_TASKS),
             unfamiliar_caption=UNFAMILIAR,
         )
@@ -110,4 +123,17 @@ def _things(measured: Mapping[str, Mapping[str, Measured]]) -> str:
     for domain, row in measured["plain"].items():
         for name, value in row.by_class.items():
             lines.append(f"| {domain} | {name} | {value:.2f} | {measured['varied'][domain].by_class[name]:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _distracted(distracted: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """A row of means over domains, then one per thing; a column per distraction."""
+    names = list(distracted)
+    lines = [f"| domain | thing | {' | '.join(names)} |", f"|---|---|{'---|' * len(names)}"]
+    means = (np.mean([np.mean(list(things.values())) for things in distracted[name].values()]) for name in names)
+    lines.append(f"| **all** | **mean** | {' | '.join(f'**{mean:.2f}**' for mean in means)} |")
+    for domain, things in distracted[names[0]].items():
+        for thing in things:
+            cells = (f"{distracted[name][domain][thing]:.2f}" for name in names)
+            lines.append(f"| {domain} | {thing} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

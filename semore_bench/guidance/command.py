@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from semore_bench.guidance.frames import DOMAINS, HELD_OUT_FRAMES, MASK_SIZE, Frames, collect, plan
+from semore_bench.guidance.frames import (
+    DISTRACTED,
+    DISTRACTED_FRAMES,
+    DOMAINS,
+    HELD_OUT_FRAMES,
+    MASK_SIZE,
+    Frames,
+    collect,
+    plan,
+)
 from semore_bench.memory import keep_freed_memory
 from wrappers.backends.captioners import MODELS
 from wrappers.backends.embedded import learned_from
@@ -78,7 +87,7 @@ def train_guidance(
 
     from semore_bench.guidance.cards import write_cards
     from semore_bench.guidance.dense import save_dense_head, train_dense_head
-    from semore_bench.guidance.evaluation import calibrate, mean_class_iou, measure
+    from semore_bench.guidance.evaluation import calibrate, mean_class_iou, measure, measure_things
     from semore_bench.guidance.models import Sizes, add_to_clip_config, read_clip_config
     from semore_bench.guidance.training import Corpus, Settings, train, used_tokens
     from wrappers.backends.clip import ClipGrounding
@@ -90,10 +99,11 @@ def train_guidance(
         *plan([*trained, "unfamiliar"], "train", frames, seed),
         *plan([*trained, leave_out, "unfamiliar"], "varied", held_out, seed),
         *plan([*trained, leave_out, "unfamiliar"], "plain", held_out, seed),
+        *(shard for name in DISTRACTED for shard in plan(trained, name, min(frames, DISTRACTED_FRAMES), seed)),
     ]
-    data: dict[str, list[Frames]] = {"train": [], "varied": [], "plain": []}
+    data: dict[str, list[Frames]] = {}
     for shard, part in zip(shards, collect(shards, cache / f"masks-{MASK_SIZE}", workers), strict=True):
-        data[shard.split].append(part)
+        data.setdefault(shard.split, []).append(part)
     render_minutes = clock.minutes()
     corpus = Corpus(data["train"])
     command = (
@@ -114,6 +124,7 @@ def train_guidance(
     threshold = calibrate(output, [part for part in data["varied"] if part.domain in trained])
     add_to_clip_config(output / "clip", familiar_similarity=threshold)
     measured = {split: measure(output, _by_domain(data[split]), threshold) for split in ("plain", "varied")}
+    distracted = measure_things(output, {name: _by_domain(data[name]) for name in DISTRACTED})
     facts = {
         "made": read_clip_config(output / "clip")["made"],
         "command": command + (" --keep-clip" if keep_clip else ""),
@@ -130,7 +141,7 @@ def train_guidance(
         "class_iou": {split: mean_class_iou(rows, trained) for split, rows in measured.items()},
     }
     _print(measured, leave_out)
-    write_cards(output, facts, measured)
+    write_cards(output, facts, measured, distracted)
     size = sum(file.stat().st_size for file in output.rglob("*.safetensors"))
     for split, value in facts["class_iou"].items():
         print(f"IoU per named thing, on average over the known domains, {split}: {value:.3f}")

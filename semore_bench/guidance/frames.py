@@ -10,7 +10,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import gymnasium as gym
 import mujoco
@@ -25,12 +24,15 @@ from wrappers.backends.mujoco import Renderer
 from wrappers.backends.scenes import BACKGROUND, find_scene
 from wrappers.backends.simulation import find_simulation
 from wrappers.backends.simulator import View
+from wrappers.distractions import DIFFICULTIES, DISTRACTIONS
 from wrappers.errors import UserError
 
 SIZE = 64  # pixels
 MASK_SIZE = 128  # pixels of the masks, which are finer than the frames: a pole is one of their pixels wide
+VARIED = ("train", "varied")  # splits with varied looks
 SHARD_FRAMES = 500
 HELD_OUT_FRAMES = 250  # per task, once as environments look and once varied
+DISTRACTED_FRAMES = 60  # per task and distraction
 EPISODE_FRAMES = 10  # between two changes of look
 
 DOMAINS: dict[str, tuple[str, ...]] = {
@@ -51,23 +53,30 @@ DOMAINS: dict[str, tuple[str, ...]] = {
         "Meta-World/button-press-topdown-v3",
     ),
 }
-# Examples of what is none of the above.
+# Examples of what is none of the above, some of them without a simulator to ask.
 UNFAMILIAR_TASKS = (
     "dm_control/fish-swim-v0",
     "dm_control/swimmer-swimmer6-v0",
     "dm_control/humanoid-stand-v0",
     "dm_control/manipulator-bring_ball-v0",
     "dm_control/quadruped-walk-v0",
+    "CartPole-v1",
+    "Acrobot-v1",
+    "MountainCar-v0",
+    "CarRacing-v3",
 )
 
-Split = Literal["train", "plain", "varied"]
+DISTRACTED = tuple(f"{kind}-{difficulty}" for kind in DISTRACTIONS if kind != "all" for difficulty in DIFFICULTIES)
+Split = str
+"""train, varied, plain, or a distraction"""
 
 
 @dataclass(frozen=True)
 class Shard:
     """Frames of one task that are made together, decided by `seed` and what else is said here.
 
-    The split "train" has varied looks; the held-out ones are "varied" and "plain", as the environment looks.
+    The split "train" has varied looks; the held-out ones are "varied", "plain", as the environment looks, and
+    distractions (`DISTRACTED`), in the looks that are kept for testing.
     """
 
     domain: str
@@ -142,9 +151,12 @@ def collect(shards: Sequence[Shard], folder: Path, workers: int = 2) -> list[Fra
 def make_shard(shard: Shard, folder: Path) -> None:
     """Renders a shard and writes it, at once and complete."""
     random = np.random.default_rng([shard.seed, *shard.name.encode()])
-    env = make_env(shard.env_id, EnvConfig(image_size=SIZE, flow=None))
+    distraction = shard.split if shard.split in DISTRACTED else "none"
+    env = make_env(shard.env_id, EnvConfig(image_size=SIZE, flow=None, distraction=distraction, visual_split="test"))
     try:
-        images, classes, captions, objects, class_names = _render(env, shard, random)
+        is_simulated = isinstance(env.get_wrapper_attr("renderer"), Renderer)
+        render = _render if is_simulated else _render_unknown
+        images, classes, captions, objects, class_names = render(env, shard, random)
     finally:
         env.close()
     texts = {"captions": captions, "objects": [asdict(thing) for thing in objects], "class_names": class_names}
@@ -176,7 +188,7 @@ def _render(env: gym.Env, shard: Shard, random: np.random.Generator) -> tuple:
     env.action_space.seed(int(random.integers(2**31)))
     while len(captions) < shard.frames:
         env.reset(seed=int(random.integers(2**31)))
-        with _varied_look(simulation.model, random, shard.split != "plain"):
+        with _varied_look(simulation.model, random, shard.split in VARIED):
             for index in range(EPISODE_FRAMES):
                 if len(captions) == shard.frames:
                     break
@@ -198,6 +210,26 @@ def _render(env: gym.Env, shard: Shard, random: np.random.Generator) -> tuple:
     background = BACKGROUND.index("background")
     unnamed = np.where(classes < len(objects), background, classes - np.uint8(len(objects))).astype(np.uint8)
     return images, unnamed, [UNFAMILIAR] * shard.frames, (), BACKGROUND
+
+
+def _render_unknown(env: gym.Env, shard: Shard, random: np.random.Generator) -> tuple:
+    """What no simulator explains: every pixel is background. Contrast and colours vary."""
+    images = np.empty((shard.frames, SIZE, SIZE, 3), np.uint8)
+    gain, offset = np.ones(3), np.zeros(3)
+    env.action_space.seed(int(random.integers(2**31)))
+    for number in range(shard.frames):
+        if number % EPISODE_FRAMES == 0:
+            observation, _ = env.reset(seed=int(random.integers(2**31)))
+            if shard.split in VARIED:
+                gain, offset = random.uniform(0.6, 1.4, 3), random.normal(scale=20, size=3)
+        images[number] = (gain * (observation["rgb"] - 128.0) + 128 + offset).clip(0, 255)
+        action = env.action_space.sample()
+        for _ in range(int(random.integers(1, 5))):
+            observation, _, terminated, truncated, _ = env.step(action)
+            if terminated or truncated:
+                observation, _ = env.reset(seed=int(random.integers(2**31)))
+    background = np.full((shard.frames, MASK_SIZE, MASK_SIZE), BACKGROUND.index("background"), np.uint8)
+    return images, background, [UNFAMILIAR] * shard.frames, (), BACKGROUND
 
 
 def _move(env: gym.Env, random: np.random.Generator, steps: int) -> None:
