@@ -8,7 +8,7 @@ from torch import Tensor
 from semore_bench.overlays import find_pictures
 
 PASTED, RECOLOURED, OVERLAID = 0.6, 0.7, 0.5
-"""shares of the frames that each change is made in"""
+"""shares of the frames that each change is made in; of a recoloured frame's things and background, the same share"""
 OPAQUE = 0.6
 """of an overlaid picture, at most"""
 

@@ -67,14 +67,6 @@ def dm_control_renders(monkeypatch):
         monkeypatch.setattr(_render, "Renderer", egl.EGLContext)
 
 
-LONG = ("every_agent", "ray", "runs", "sweep", "train_guidance", "wheel", "vlm_server", "benchmarks", "examples")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes long comes first: at the end, processes that are done take over what is short."""
-    items.sort(key=lambda item: not item.nodeid.startswith(tuple(f"tests/test_{name}.py" for name in LONG)))
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="the long form of the fault suite (tests/faults)")
 

@@ -36,7 +36,7 @@ def test_agent_learns_evaluates_and_survives_a_crash(name, tmp_path, request, mo
         settings |= {"grounder_updates": 4, "grounder_batch": 4, "ground_every": 4}
     if name == "semore_dqn":
         settings |= {"grounder_pasting": True, "overlay_limit": 8}
-    if "env_id" not in settings or "toy_env" in settings["env_id"] and name != "semore_dqn":
+    if settings.get("env_id", DISCRETE) == DISCRETE:
         monkeypatch.setattr("semore_bench.workers.START_METHOD", "fork")  # nothing is rendered, and much is loaded here
     call(module, tmp_path / "whole", **settings)
     evaluations = pd.read_csv(tmp_path / "whole" / "eval.csv")

@@ -76,7 +76,7 @@ def test_training_outlives_the_server(vlm):
     server = start_server(vlm, port)
     settle()
     assert annotations | before == annotations
-    # Of several requests at once the server answers one wrongly now and then, on a busy machine.
+    # On a busy machine one answer of a dozen was "pole" once; whose fault that was is not known.
     captions = Counter(annotation.caption for annotation in annotations.values())
     assert captions["a cart with a pole"] > 0.8 * captions.total()
     assert env.statistics()["drops"] == 0
