@@ -274,7 +274,7 @@ def normalise(images: Tensor) -> Tensor:
 
 
 def augment(corpus: Corpus, chosen: np.ndarray, random: np.random.Generator) -> Tensor:
-    """Images (n, 3, 64, 64) in 0-1 with other brightness, contrast, tint and noise, some before other skies and on other floors."""
+    """Images (n, 3, 64, 64) in 0-1 with other brightness, contrast, tint and noise, some with another sky and floor."""
     generator = torch.Generator().manual_seed(int(random.integers(2**62)))
     n = len(chosen)
 
