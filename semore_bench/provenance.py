@@ -63,7 +63,10 @@ def _commit() -> str:
     if not (repository / ".git").exists():
         return "unknown"
     command = "git describe --always --dirty --abbrev=40 --exclude=*".split()
-    git = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    try:
+        git = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # a clone in a container without git
+        return "unknown"
     return git.stdout.strip() or "unknown"
 
 

@@ -6,6 +6,7 @@ import html
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -109,6 +110,7 @@ def page_content(results: Results, baseline: str | None = None) -> dict[str, Any
     """What the page shows, for its script to draw. Before the first finished run there is no leaderboard."""
     agents = results.agents
     check_baseline(results, baseline)
+    results = replace(results, baseline=baseline or results.baseline)
     # None is the colour of the text: black on white, white on black
     palette: list[str | None] = [*COLOURS[:6], None]
     return {

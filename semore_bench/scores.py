@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,8 +114,31 @@ class Results:
 
     @property
     def shown(self) -> pd.DataFrame:
-        """The evaluations in `setting`."""
-        return self.evaluations[self.evaluations.setting == self.setting]
+        """The evaluations in `setting`, without the times of runs on other hardware than `hardware`."""
+        rows = self.evaluations[self.evaluations.setting == self.setting]
+        elsewhere = [key for key, machine in self.hardware_of.items() if machine != self.hardware]
+        if not elsewhere:
+            return rows
+        apart = pd.MultiIndex.from_frame(rows[["agent", "task", "seed"]]).isin(elsewhere)
+        return rows.assign(wall_seconds=rows.wall_seconds.mask(apart))
+
+    @property
+    def hardware_of(self) -> dict[tuple[str, str, int], str]:
+        """(Agent, task, seed) -> the device and processor of each run of which they are known."""
+        machines = [environment.get("hardware") or {} for environment in self.environments]
+        return {
+            (run["agent"], run["task"], run["seed"]): describe_hardware(machines[run["environment"]])
+            for run in self.runs
+            if run.get("environment") is not None and machines[run["environment"]]
+        }
+
+    @property
+    def hardware(self) -> str | None:
+        """That of most runs of the baseline, or of all, which alone are compared by time; None where none is known."""
+        known = self.hardware_of
+        of_baseline = [machine for (agent, _, _), machine in known.items() if agent == self.baseline]
+        counted = Counter(of_baseline or known.values()).most_common(1)
+        return counted[0][0] if counted else None
 
     def choose(self, setting: str | None) -> "Results":
         """The same results, asked for another evaluation setting; raises `UserError` if there is none of that name."""
@@ -195,6 +218,12 @@ class Results:
             for agent, curve in seeds.items():
                 curves[agent][task.env_id] = np.stack(curve)
         return curves
+
+
+def describe_hardware(hardware: Mapping[str, Any]) -> str:
+    """Device and processor in one line, for people."""
+    device, processor = hardware.get("device"), hardware.get("processor")
+    return str(processor) if device == "cpu" else f"{device} ({processor})"
 
 
 def in_order(agents: Iterable[str], evaluated: Iterable[tuple[str, str]]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +101,7 @@ def make_table(results: Results, at: int | None = None, baseline: str | None = N
     """Computes the table of `results` at env step `at` (None: the end of each budget); raises `UserError`."""
     agents = results.agents
     check_baseline(results, baseline)
+    results = replace(results, baseline=baseline or results.baseline)
     scores = results.scores(at)
     if not len(scores):
         when = "the end of its budget" if at is None else f"env step {at}"

@@ -133,9 +133,16 @@ def time_notes(results: Results, scores: pd.DataFrame, baseline: str | None) -> 
             f"that {baseline} has at the end, as a share of {baseline}'s seconds per run; ∞ where it is never reached"
         )
     without = scores[scores.wall_seconds.isna() & ~scores.agent.str.endswith(PUBLISHED)]
-    lacking: dict[tuple[str, str], list[str]] = {}
+    hardware = results.hardware_of
+    lacking: dict[tuple[str, str, str], list[str]] = {}
     for (agent, task), seeds in without.groupby(["agent", "task"], sort=False).seed:
-        which = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}"
-        lacking.setdefault((agent, which), []).append(task)
-    for (agent, which), tasks in lacking.items():
-        yield f"{agent} on {', '.join(tasks)}: {which} left out of times, which are not known"
+        apart: dict[str, list[int]] = defaultdict(list)
+        for seed in sorted(seeds):
+            machine = hardware.get((agent, task, seed), results.hardware)
+            known = machine == results.hardware
+            apart["are not known" if known else f"are those of {machine}, not of {results.hardware}"].append(seed)
+        for reason, own in apart.items():
+            which = f"seed{'s' * (len(own) > 1)} {', '.join(map(str, own))}"
+            lacking.setdefault((agent, which, reason), []).append(task)
+    for (agent, which, reason), tasks in lacking.items():
+        yield f"{agent} on {', '.join(tasks)}: {which} left out of times, which {reason}"

@@ -24,6 +24,7 @@ def write_run(
     success=None,
     others: dict[str, dict[int, list[float]]] | None = None,
     distraction: str | None = None,
+    hardware: tuple[str, str] = ("cpu", "A Processor"),
     **status,
 ) -> Path:
     """A run; `evaluations` maps env steps to the episodes' returns, `success` to whether the episodes succeeded.
@@ -43,7 +44,7 @@ def write_run(
         "args": args,
         "commit": "0123456789abcdef",
         "versions": {"python": "3.11.9", "torch": "2.11.0"},
-        "hardware": {"device": "cpu", "processor": "A Processor", "cores": 2},
+        "hardware": {"device": hardware[0], "processor": hardware[1], "cores": 2},
     }
     (run / "config.json").write_text(json.dumps(config))
     last = max(evaluations, default=0)

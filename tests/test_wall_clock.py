@@ -143,6 +143,27 @@ def test_runs_without_times_are_left_out_and_named(tmp_path, suite):
     assert row(made, "semore_sac", WALKER).scored == 3
 
 
+def test_runs_on_other_hardware_are_left_out_of_times_and_named(tmp_path, suite):
+    root = write_timed_sweep(tmp_path / "tiny")
+    for seed in (4, 5, 6, 7):  # more than the baseline has elsewhere
+        run = write_run(root, WALKER, "semore_sac", seed, {1000: [1.0], 2000: [150.0]}, hardware=("A GPU", "Other"))
+        write_clock(run, {2000: 3.0})
+    made = make_table(collect([root], suite), baseline="drq_sac")
+    reason = "are those of A GPU (Other), not of A Processor"
+    assert f"semore_sac on {WALKER}: seeds 4, 5, 6, 7 left out of times, which {reason}" in made.notes
+    assert row(made, "semore_sac", WALKER).seconds == 42
+    assert row(made, "semore_sac", WALKER).scored == 7
+    results("build", (root,), suite, "drq_sac", output=tmp_path / "kept")
+    kept = load(tmp_path / "kept")
+    assert kept.evaluations.wall_seconds.notna().all(), "what was measured is kept"
+    assert kept.hardware == "A Processor"
+    assert kept.choose(None).scores().wall_seconds.isna().sum() == 4
+    run = write_run(root, WALKER, "drq_sac", 9, {1000: [1.0], 2000: [150.0]}, hardware=("A GPU", "Other"))
+    write_clock(run, {2000: 3.0})
+    made = make_table(collect([root], suite), baseline="drq_sac")
+    assert row(made, "drq_sac", WALKER).seconds == 102, "the hardware of most of the baseline's runs counts"
+
+
 def test_without_any_time_tables_are_as_they_always_were(tmp_path, suite):
     made = make_table(collect([write_sweep(tmp_path / "tiny")], suite), baseline="drq_sac")
     assert not {"seconds", "time_share"} & set(made.rows)
