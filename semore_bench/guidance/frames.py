@@ -32,7 +32,7 @@ MASK_SIZE = 128  # pixels of the masks, which are finer than the frames: a pole 
 VARIED = ("train", "varied")  # splits with varied looks
 SHARD_FRAMES = 500
 HELD_OUT_FRAMES = 250  # per task, once as environments look and once varied
-DISTRACTED_FRAMES = 60  # per task and distraction
+DISTRACTED_FRAMES = 40  # per domain and distraction
 EPISODE_FRAMES = 10  # between two changes of look
 
 DOMAINS: dict[str, tuple[str, ...]] = {
@@ -115,10 +115,13 @@ class Frames:
 
 
 def plan(domains: Sequence[str], split: Split, frames: int, seed: int) -> list[Shard]:
-    """The shards with `frames` frames per domain, somewhat more for those of several tasks, fewer of "unfamiliar"."""
+    """The shards with `frames` frames per domain, somewhat more for those of several tasks, fewer of "unfamiliar";
+    under distractions, of each domain's first task alone."""
     shards = []
     for domain in domains:
         tasks = UNFAMILIAR_TASKS if domain == "unfamiliar" else DOMAINS[domain]
+        if split in DISTRACTED:
+            tasks = tasks[:1]
         each = max(frames // (10 if domain == "unfamiliar" else min(len(tasks), 3)), 1)
         starts = range(0, each, SHARD_FRAMES)
         for env_id in tasks:
