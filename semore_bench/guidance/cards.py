@@ -50,9 +50,9 @@ On average over the known domains, the IoU of things is {class_iou[plain]:.3f} i
 {class_iou[varied]:.3f} in varied looks. Thing by thing:
 
 {things}
-Under distractions (`Distraction`, in the looks that are kept for testing and were not trained on; up to
-{distracted_frames} frames of each domain's first task, a look for every ten), the IoU of things on average, and thing by
-thing:
+Under distractions (`Distraction`, in the looks that are kept for testing and were not trained on;
+up to {distracted_frames} frames of each domain's first task, a look for every ten), the IoU of things on average, and
+thing by thing:
 
 {distracted}
 `{left_out}` was left out of training: its row says what happens with a scene of a kind never seen.
