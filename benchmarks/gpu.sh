@@ -6,7 +6,7 @@
 # takes its time (`timeout 0` is no limit).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export MUJOCO_GL="${MUJOCO_GL:-egl}" PYTHONUNBUFFERED=1 PYTHONPATH="$PWD"
+export MUJOCO_GL="${MUJOCO_GL:-egl}" PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 python="${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}"
 official="${1:-}"
 bench="import sys; from semore_bench.cli import main; main(sys.argv[1:])"
