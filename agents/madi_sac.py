@@ -1,4 +1,4 @@
-"""MaDi-SAC: a masker, taught by the critics alone, dims what does not matter (Grooten et al. 2024, arXiv 2312.15339).
+"""MaDi-SAC: a masker, trained by the critics alone, dims what does not matter (Grooten et al. 2024, arXiv 2312.15339).
 
 A small network of three convolutions gives every pixel of every frame a weight between 0 and 1, and actor and critics
 see the product of the two. Nobody shows it a mask: its gradient is that of the critic loss, half of it from the frames

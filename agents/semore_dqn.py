@@ -9,7 +9,7 @@ Reconstructed from the paper's abstract, as `semore_sac.py`, which says what is 
 vocabulary, and where nothing is named, the agent is `drq_dqn.py`. Its diff is to be read against `drq_dqn.py`: with
 `--no-semantic` both compute the same numbers.
 
-Logged: as `drq_dqn.py`, and, when the grounder is taught, `grounder_loss` (cross entropy per patch, nats) and `things`
+Logged: as `drq_dqn.py`, and, when the grounder is trained, `grounder_loss` (cross entropy per patch, nats) and `things`
 (names in the vocabulary).
 """
 
@@ -55,18 +55,18 @@ class Args(CommonArgs):
     noise_floor: float = 0.03
     """added to the deviation of things' numbers, in half images, so that standardising does not blow up their errors"""
     grounder_updates: int = 500
-    """updates of the grounder before the first update of all; later bouts take a quarter of them"""
+    """updates of the grounder before the first update of all; later rounds take a quarter of them"""
     grounder_batch: int = 32
     """annotated frames per update of the grounder"""
     grounder_learning_rate: float = 1.5e-3
-    """AdamW learning rate of the grounder, at the beginning of its first bout"""
+    """AdamW learning rate of the grounder, at the beginning of its first round"""
     grounder_frames: int = 16
     """annotated frames that the grounder needs; until they are there the agent sees pixels"""
     ground_every: int = 500
-    """agent steps from the grounder's first bout to its second; each later one takes twice as long, and the second half
-    of a run has none; 0 for no others"""
+    """agent steps from the grounder's first round to its second; each later one takes twice as long, and the second
+    half of a run has none; 0 for no others"""
     grounder_pasting: bool = False
-    """teach the grounder things on other backgrounds and in other colours, too, for looks that training never shows"""
+    """train the grounder on other backgrounds and colours of things, too, for looks that training never shows"""
     overlay_images: str | None = None
     """folder of pictures to lay over frames, searched recursively (default: made-up textures)"""
     overlay_limit: int = 2000
@@ -317,14 +317,14 @@ class Agent(nn.Module):
         return metrics
 
     def ground(self, replay: Replay, number: int) -> dict[str, Tensor]:
-        """If it is time to: chooses the vocabulary, teaches the grounder, computes the replay's numbers anew."""
+        """If it is time to: chooses the vocabulary, trains the grounder, computes the replay's numbers anew."""
         args, first = self.args, not self.sees_things
         if first:
             due = number % (10 if number < 100 else 100) == 0
-        else:  # 1, 2, 4, ... times as long after the bout before, in the first half of the run
-            bout, rest = divmod(number, max(1, args.ground_every * args.updates_per_step))
+        else:  # 1, 2, 4, ... times as long after the round before, in the first half of the run
+            past, rest = divmod(number, max(1, args.ground_every * args.updates_per_step))
             half = args.total_env_steps / args.action_repeat / 2 - args.random_steps
-            due = args.ground_every and rest == 0 and bout > 0 and bout & (bout + 1) == 0
+            due = args.ground_every and rest == 0 and past > 0 and past & (past + 1) == 0
             due = due and number <= half * args.updates_per_step
         if not due:
             return {}
@@ -337,9 +337,9 @@ class Agent(nn.Module):
         if not (enough and self.sees_things):
             return metrics
         updates, rate = args.grounder_updates, args.grounder_learning_rate
-        if not first:  # a shorter bout with smaller steps
+        if not first:  # a shorter round with smaller steps
             updates, rate = -(-updates // 4), 0.3 * rate
-        metrics["grounder_loss"] = self.grounder.teach(
+        metrics["grounder_loss"] = self.grounder.fit(
             replay, self.vocabulary, updates, args.grounder_batch, rate, self.pasting
         )
         replay.redescribe()

@@ -5,13 +5,13 @@ it is. The names that they agree on become the vocabulary, and a small convoluti
 these frames to find them in every frame. From then on actor and critics see, for each named thing, where it is, how it
 lies, and how flow says that it moves: standardised numbers, no pixels. Neither VLM nor CLIP is needed to act.
 
-Reconstructed from the paper's abstract: that two paths are taught separately by what VLM and CLIP know, interact, and
-are what the policy sees, is the paper's; grounder, numbers, standardising and schedule are ours. Until there is a
+Reconstructed from the paper's abstract: that two paths are supervised separately by what VLM and CLIP know, interact,
+and are what the policy sees, is the paper's; grounder, numbers, standardising and schedule are ours. Until there is a
 vocabulary, and where nothing is named, the agent is DrQ-SAC; with `--no-semantic` it computes the same numbers.
 
 Its diff is to be read against `drq_sac.py`.
 
-Logged: as `drq_sac.py`, and, when the grounder is taught, `grounder_loss` (cross entropy per patch, nats) and `things`
+Logged: as `drq_sac.py`, and, when the grounder is trained, `grounder_loss` (cross entropy per patch, nats) and `things`
 (names in the vocabulary); with `--heads` also `heads_loss` (squared error of predicted reward and numbers).
 """
 
@@ -60,18 +60,18 @@ class Args(CommonArgs):
     noise_floor: float = 0.03
     """added to the deviation of things' numbers, in half images, so that standardising does not blow up their errors"""
     grounder_updates: int = 500
-    """updates of the grounder before the first update of all; later bouts take a quarter of them"""
+    """updates of the grounder before the first update of all; later rounds take a quarter of them"""
     grounder_batch: int = 32
     """annotated frames per update of the grounder"""
     grounder_learning_rate: float = 1.5e-3
-    """AdamW learning rate of the grounder, at the beginning of its first bout"""
+    """AdamW learning rate of the grounder, at the beginning of its first round"""
     grounder_frames: int = 16
     """annotated frames that the grounder needs; until they are there the agent sees pixels"""
     ground_every: int = 500
-    """agent steps from the grounder's first bout to its second; each later one takes twice as long, and the second half
-    of a run has none; 0 for no others"""
+    """agent steps from the grounder's first round to its second; each later one takes twice as long, and the second
+    half of a run has none; 0 for no others"""
     grounder_pasting: bool = False
-    """teach the grounder things on other backgrounds and in other colours, too, for looks that training never shows"""
+    """train the grounder on other backgrounds and colours of things, too, for looks that training never shows"""
     overlay_images: str | None = None
     """folder of pictures to lay over frames, searched recursively (default: made-up textures)"""
     overlay_limit: int = 2000
@@ -117,7 +117,7 @@ class Args(CommonArgs):
         if self.true_maps and not (self.semantic and self.interaction):
             raise UserError("--true-maps are numbers of named things with their flow; leave --no-... out")
         if self.heads and not (self.semantic and self.pixels):
-            raise UserError("--heads teaches a representation of pixels beside named things; add --pixels")
+            raise UserError("--heads trains a representation of pixels beside named things; add --pixels")
 
 
 # ---- networks ----
@@ -333,14 +333,14 @@ class Agent(nn.Module):
         return metrics
 
     def ground(self, replay: Replay, number: int) -> dict[str, Tensor]:
-        """If it is time to: chooses the vocabulary, teaches the grounder, computes the replay's numbers anew."""
+        """If it is time to: chooses the vocabulary, trains the grounder, computes the replay's numbers anew."""
         args, first = self.args, number == 0 if self.args.true_maps else not self.sees_things
         if first:
             due = number % (10 if number < 100 else 100) == 0
-        else:  # 1, 2, 4, ... times as long after the bout before, in the first half of the run
-            bout, rest = divmod(number, max(1, args.ground_every * args.updates_per_step))
+        else:  # 1, 2, 4, ... times as long after the round before, in the first half of the run
+            past, rest = divmod(number, max(1, args.ground_every * args.updates_per_step))
             half = args.total_env_steps / args.action_repeat / 2 - args.random_steps
-            due = args.ground_every and rest == 0 and bout > 0 and bout & (bout + 1) == 0
+            due = args.ground_every and rest == 0 and past > 0 and past & (past + 1) == 0
             due = due and number <= half * args.updates_per_step
         if not due:
             return {}
@@ -355,9 +355,9 @@ class Agent(nn.Module):
             if not (enough and self.sees_things):
                 return metrics
             updates, rate = args.grounder_updates, args.grounder_learning_rate
-            if not first:  # a shorter bout with smaller steps
+            if not first:  # a shorter round with smaller steps
                 updates, rate = -(-updates // 4), 0.3 * rate
-            loss = self.grounder.teach(replay, self.vocabulary, updates, args.grounder_batch, rate, self.pasting)
+            loss = self.grounder.fit(replay, self.vocabulary, updates, args.grounder_batch, rate, self.pasting)
             metrics["grounder_loss"] = loss
             replay.redescribe()
         self.standardise.fit(history(self.tensor(replay.feature_stacks())))

@@ -1,4 +1,4 @@
-"""The grounder: a small U-Net that annotated frames teach to find named things in every frame."""
+"""The grounder: a small U-Net that annotated frames train to find named things in every frame."""
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ class Grounder(nn.Module):
         named = torch.arange(THINGS, device=maps.device) < len(vocabulary)
         return torch.where((maps > HAZE) & named[:, None, None], maps, 0)
 
-    def teach(
+    def fit(
         self,
         replay: Replay,
         vocabulary: Vocabulary,
@@ -57,7 +57,7 @@ class Grounder(nn.Module):
         rate: float,
         pasting: Pasting | None = None,
     ) -> Tensor:
-        """A bout of AdamW updates on annotated frames, with a learning rate that falls from `rate` to 0.
+        """A round of AdamW updates on annotated frames, with a learning rate that falls from `rate` to 0.
 
         `pasting` changes the frames in what must not matter.
 

@@ -145,7 +145,7 @@ def page_content(results: Results, baseline: str | None = None) -> dict[str, Any
 
 
 def _guidance(results: Results) -> dict[str, str]:
-    """Guidance -> who taught its models with what; for results of the time before that was kept, as it is now."""
+    """Guidance -> who trained its models with what; for results of the time before that was kept, as it is now."""
     names = sorted({run["guidance"] for run in results.runs if run["guidance"]})
     said = {name: results.teachers.get(name) or teacher(name) for name in names}
     return {name: text for name, text in said.items() if text}

@@ -1,4 +1,4 @@
-"""`semore-bench results`: a folder of results to keep, and everything in it made again from its evaluations."""
+"""`semore-bench results`: a folder of results to keep, and everything in it regenerated from its evaluations."""
 
 from dataclasses import replace
 from pathlib import Path

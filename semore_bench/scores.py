@@ -86,7 +86,7 @@ class Results:
     JSON-able record per run directory. `environments`: the commits, versions and machines that the runs name by their
     index. `settings`: of each agent, those that all its runs share, and the agent file in `agent`. `notes`: what was
     left out, and why. `baseline`: the agent that the others were compared with when the results were kept. `usual`: the
-    evaluation setting that runs are trained in; `teachers`: of guidance by its name, who taught its models with what;
+    evaluation setting that runs are trained in; `teachers`: of guidance by its name, who trained its models with what;
     `chosen`: the one whose scores and curves are asked for, None for that.
     """
 
@@ -242,7 +242,7 @@ def tidy(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def save(results: Results, folder: Path) -> None:
-    """Writes what cannot be made again without the runs: evaluations.csv and provenance.json."""
+    """Writes what cannot be regenerated without the runs: evaluations.csv and provenance.json."""
     shown = [{key: value for key, value in run.items() if key != "video"} for run in results.runs]
     seconds = [run["wall_seconds"] or 0 for run in results.runs]
     provenance = {

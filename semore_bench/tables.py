@@ -27,7 +27,7 @@ class Table:
 
     `rows`: a row per task (`ALL` first) and agent, best IQM first, incomplete agents last; scores of a task in its own
     unit, scores of `ALL` and every optimality gap normalised; NaN where a number does not exist. `caption`: what is
-    compared. `notes`: seeds that failed or are missing, and whatever else a reader must know. `guidance`: who taught
+    compared. `notes`: seeds that failed or are missing, and whatever else a reader must know. `guidance`: who trained
     the models that guide which agents.
     """
 
@@ -135,9 +135,9 @@ def make_table(results: Results, at: int | None = None, baseline: str | None = N
 
 
 def _guidance(results: Results) -> Iterator[str]:
-    for guidance, taught in results.teachers.items():
+    for guidance, trained in results.teachers.items():
         agents = sorted({run["agent"] for run in results.runs if run["guidance"] == guidance})
-        yield f"guidance of {', '.join(agents)} is {guidance}: {taught}"
+        yield f"guidance of {', '.join(agents)} is {guidance}: {trained}"
 
 
 def check_baseline(results: Results, baseline: str | None) -> None:

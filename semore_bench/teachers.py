@@ -1,4 +1,4 @@
-"""Who taught the models that guide an agent, and with what: results say so of every row that is guided."""
+"""Who trained the models that guide an agent, and with what: results say so of every row that is guided."""
 
 import re
 
@@ -34,4 +34,4 @@ def _of_embedded(annotator: str) -> str:
     if annotator == "embedded" and (learned := learned_from(annotator)):
         domains, without = ", ".join(learned["domains"]), learned["left_out"]
     never = f", never of {without}" if without else ""
-    return f"taught by the simulator's captions and masks of {domains}, in other states{never}"
+    return f"trained on the simulator's captions and masks of {domains}, in other states{never}"

@@ -1,4 +1,4 @@
-"""Semore and its twin: who receives which gradient, what the grounder is taught when, what the extras change."""
+"""Semore and its twin: who receives which gradient, when the grounder is trained on what, what the extras change."""
 
 import numpy as np
 import pytest
@@ -70,7 +70,7 @@ def test_the_grounder_learns_in_bouts_in_the_first_half_and_numbers_stand_still_
 @pytest.mark.parametrize("motion", [True, False])
 def test_stored_numbers_equal_fresh_ones_and_those_of_an_evaluation(tmp_path, motion):
     agent, replay = make_semore(tmp_path, motion=motion)
-    agent.ground(replay, agent.args.ground_every)  # a second bout
+    agent.ground(replay, agent.args.ground_every)  # a second round
     observation = replay.latest()
     if not motion:
         replay.describe = lambda rgb, flow: agent.describe(rgb, None)

@@ -1,4 +1,4 @@
-"""Guidance models of another folder, and what results say of who taught the models that guide an agent."""
+"""Guidance models of another folder, and what results say of who trained the models that guide an agent."""
 
 import json
 import shutil
@@ -76,13 +76,13 @@ def test_a_damaged_configuration_is_explained(tmp_path, content):
         ("simulator", ("the simulator itself", "privileged")),
         ("embedded", ("simulator's captions and masks of cartpole, reacher", "never of acrobot")),
         ("embedded:models/x (without walker)", ("the domains that their card lists", "never of walker")),
-        ("CLIP embedded", ("the CLIP was taught by the simulator's", "never of acrobot")),
+        ("CLIP embedded", ("the CLIP was trained on the simulator's", "never of acrobot")),
         ("CLIP ViT-B-32:openai", ("by others",)),
         ("transformers:a/b", ("others trained",)),
-        ("openai:http://h/v1#m, CLIP embedded", ("others trained", "the CLIP was taught by the simulator's")),
+        ("openai:http://h/v1#m, CLIP embedded", ("others trained", "the CLIP was trained on the simulator's")),
     ],
 )
-def test_it_is_said_who_taught_the_models(guidance, words):
+def test_it_is_said_who_trained_the_models(guidance, words):
     said = teacher(guidance) or ""
     assert bool(said) == bool(words)
     assert [word for word in words if word not in said] == []

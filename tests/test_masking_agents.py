@@ -281,7 +281,7 @@ def test_decoder_gives_a_map_per_frame_of_the_frames_size(size):
     assert sgqn_sac.AttributionDecoder(5, 3, size)(torch.zeros(2, 5)).shape == (2, 3, size, size)
 
 
-def test_prediction_is_taught_every_second_time(tmp_path):
+def test_prediction_is_trained_every_second_time(tmp_path):
     agent, replay = make_agent(sgqn_sac), make_replay(tmp_path, flow=False, annotate=False)
     for number in range(4):
         before = [parameter.clone() for parameter in agent.decoder.parameters()]

@@ -82,7 +82,7 @@ def test_pictures_are_laid_over_but_never_hide_what_was_there(only):
     assert np.median(likeness) < 0.999
 
 
-def test_a_grounder_that_is_taught_so_still_finds_what_was_named(tmp_path):
+def test_a_grounder_that_is_trained_so_still_finds_what_was_named(tmp_path):
     agent, replay = make_semore(tmp_path, grounder_updates=250, grounder_batch=16, grounder_pasting=True)
     batch = replay.sample_annotated(32)
     maps = agent.grounder.maps(batch.rgb, agent.vocabulary)[:, :1]

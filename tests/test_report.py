@@ -337,7 +337,7 @@ def test_curves_are_drawn_over_time(chromium, opened, timed_page):
 
 
 @needs_chromium
-def test_guidance_is_labelled_with_who_taught_it(chromium, timed_page):
+def test_guidance_is_labelled_with_who_trained_it(chromium, timed_page):
     chromium.console.clear()
     chromium.open(timed_page)
     found = "[...document.querySelectorAll('#leaderboard .guided')].map(node => [node.textContent, node.title])"
@@ -347,7 +347,7 @@ def test_guidance_is_labelled_with_who_taught_it(chromium, timed_page):
     assert said["other_0"].endswith("never of acrobot")
     below = "getComputedStyle(document.querySelector('#leaderboard .guided'), '::after').content"
     assert chromium.run(below) == '"guided by simulator"'
-    (card,) = [text for text in texts(chromium, "#details .card") if text.startswith("Who taught")]
+    (card,) = [text for text in texts(chromium, "#details .card") if text.startswith("Who trained")]
     assert all(text in card for text in said.values())
     for width in (1280, 1181, 900, 390):
         chromium.open(timed_page, width, 844)

@@ -1,4 +1,4 @@
-"""The embedded models from nothing: frames, losses, files that other libraries load, and numbers that are right."""
+"""The embedded models from scratch: frames, losses, files that other libraries load, and numbers that are right."""
 
 import json
 import re

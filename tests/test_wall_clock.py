@@ -198,7 +198,7 @@ def test_times_are_kept_and_made_again(tmp_path, suite):
     assert found.evaluations.wall_seconds.isna().sum() == 2
 
 
-def test_who_taught_the_guidance_is_kept_and_a_footnote(tmp_path, suite):
+def test_who_trained_the_guidance_is_kept_and_a_footnote(tmp_path, suite):
     write_sweep(tmp_path / "tiny")
     kept = tmp_path / "kept"
     results("build", (tmp_path / "tiny",), suite, "drq_sac", output=kept)

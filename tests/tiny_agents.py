@@ -89,7 +89,7 @@ def agent_features() -> int:
 
 
 def make_semore(path, **kwargs):
-    """An agent whose grounder had its first bout, and its replay."""
+    """An agent whose grounder had its first round, and its replay."""
     agent, replay = make_agent(semore_sac, **kwargs), make_replay(path, features=agent_features())
     replay.describe = agent.describe
     agent.ground(replay, 0)

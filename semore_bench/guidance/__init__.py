@@ -1,1 +1,1 @@
-"""The small embedded models, made from nothing: frames of simulated scenes, CLIP, captioner, measurements."""
+"""The small embedded models, trained from scratch: frames of simulated scenes, CLIP, captioner, measurements."""

@@ -1,4 +1,4 @@
-"""`semore-bench train-guidance`: makes the embedded models from nothing, and says how good they are."""
+"""`semore-bench train-guidance`: trains the embedded models from scratch, and measures them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def train_guidance(
     workers: int = 2,
     keep_clip: bool = False,
 ) -> None:
-    """Make the embedded CLIP and captioner from nothing: render frames, train, measure on held-out states.
+    """Train the embedded CLIP and captioner from scratch: render frames, train, measure on held-out states.
 
     Typed again after an interruption, it goes on: rendered frames and the training's checkpoints are in the cache.
 

@@ -140,12 +140,12 @@ function timeCell(row) {
   return [inSeconds(row.seconds), element("span", { class: "range", title }, `to ${shorten(data.baseline)}'s IQM: ${share}`), ends];
 }
 
-/** An agent's name, with what guides it below and who taught that in a tooltip. */
+/** An agent's name, with what guides it below and who trained that in a tooltip. */
 function guidedName(agent) {
   const guidances = [...new Set(data.runs.filter((run) => run.agent === agent).map((run) => run.guidance))].filter((name) => name && name !== "none");
   if (!guidances.length) return element("span", {}, agent);
-  const taught = guidances.map((name) => (name in data.guidance ? `${name}: ${data.guidance[name]}` : name)).join("\n");
-  return element("span", { class: "guided", "data-guidance": `guided by ${guidances.join(", ")}`, title: taught }, agent);
+  const trained = guidances.map((name) => (name in data.guidance ? `${name}: ${data.guidance[name]}` : name)).join("\n");
+  return element("span", { class: "guided", "data-guidance": `guided by ${guidances.join(", ")}`, title: trained }, agent);
 }
 
 function seedTags(row, whole) {
@@ -437,12 +437,12 @@ function drawDetails() {
   const notes = shown.setting.notes;
   if (notes.length)
     cards.push(element("div", { class: "card" }, element("h3", {}, "What to know about these numbers"), element("ul", {}, ...notes.map((note) => element("li", {}, note)))));
-  const guided = Object.entries(data.guidance).map(([name, taught]) => {
+  const guided = Object.entries(data.guidance).map(([name, trained]) => {
     const named = [...agents.keys()].filter((agent) => data.runs.some((run) => run.agent === agent && run.guidance === name));
-    return element("li", {}, element("b", {}, name), `: ${taught} (${named.join(", ")})`);
+    return element("li", {}, element("b", {}, name), `: ${trained} (${named.join(", ")})`);
   });
   if (guided.length)
-    cards.push(element("div", { class: "card" }, element("h3", {}, "Who taught what guides the agents"), element("ul", {}, ...guided)));
+    cards.push(element("div", { class: "card" }, element("h3", {}, "Who trained what guides the agents"), element("ul", {}, ...guided)));
   data.environments.forEach((environment, index) => {
     const count = data.runs.filter((run) => run.environment === index).length;
     const hardware = Object.entries(environment.hardware ?? {});

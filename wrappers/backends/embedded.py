@@ -31,8 +31,8 @@ def has_bfloat16() -> bool:
 
 
 def learned_from(spec: str) -> dict[str, Any]:
-    """What the models that `spec` names were taught: `domains`, and `left_out`, one that they never saw; empty where
-    `semore-bench train-guidance` has not said so.
+    """What the models that `spec` names were trained on: `domains`, and `left_out`, one that they never saw; empty
+    where `semore-bench train-guidance` has not said so.
 
     Raises:
         UserError: if the models are missing, or what they say of it is damaged.
