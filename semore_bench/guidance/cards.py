@@ -19,8 +19,7 @@ _CARD = """# {title}
 
 {frames:,} rendered frames of 64 x 64 pixels with {captions:,} different captions, all written by the simulator: what a
 single frame shows, without motion. Half of the states were reached by random actions, half were set at random
-(Meta-World: random actions alone). Colours, lights, camera and field of view were varied; skies and floors replaced by
-noise and by made-up textures, none of a family that distractions at test time draw from.
+(Meta-World: random actions alone). Colours, lights, camera and field of view were varied, skies and floors replaced.
 Domains: {domains}. Examples of what is none of them: {unfamiliar}.
 No pre-trained weights, no data from elsewhere.
 

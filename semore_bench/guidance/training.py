@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from semore_bench.guidance.frames import MASK_SIZE, SIZE, Frames
 from semore_bench.guidance.models import MEAN, PATCH, STD, Guidance, Sizes, answer_pieces, make_tokenizer
-from wrappers.backends import textures
 from wrappers.backends.clip import TEMPLATES
 from wrappers.backends.dense import GRID
 from wrappers.backends.embedded import has_bfloat16
@@ -27,9 +26,6 @@ EXTRA_CAPTIONS = 128  # that no image of the batch shows
 DENSE_WEIGHT = 0.1  # more from the start, and its steep gradients leave nothing for what concerns the whole image
 WARM_UP = 0.05  # share of the updates
 CHECKPOINT_EVERY = 200  # updates
-REPLACED = {"sky": 0.45, "floor": 0.25}  # shares of the frames in which each is another
-PICTURES = 200  # that skies and floors are replaced by, of the families that distractions at test time never draw from
-TEXTURED = 0.6  # share of what is replaced that shows one of these pictures, and not plain noise
 
 
 @dataclass(frozen=True)
@@ -50,14 +46,12 @@ class Corpus:
         groups: for each kind of scene the frames' numbers.
         captions: all different captions.
         class_names: all different names of classes.
-        pictures: uint8 (P, 64, 64, 3), for backgrounds.
         identity: differs between corpora of other scenes.
         shares: uint8 (N, 16, 16, K), 64 times the share of each class of a frame's group in each patch.
     """
 
     def __init__(self, parts: Sequence[Frames]):
         self.images = np.concatenate([part.images for part in parts])
-        self.pictures = textures.pictures(PICTURES, SIZE)
         self.classes = np.concatenate([part.classes for part in parts])
         most = max(len(part.class_names) for part in parts)
         self.shares = np.concatenate([share_counts(part.classes, most) for part in parts])
@@ -274,7 +268,7 @@ def normalise(images: Tensor) -> Tensor:
 
 
 def augment(corpus: Corpus, chosen: np.ndarray, random: np.random.Generator) -> Tensor:
-    """Images (n, 3, 64, 64) in 0-1 with other brightness, contrast, tint and noise, some with another sky and floor."""
+    """Images (n, 3, 64, 64) in 0-1 with other brightness, contrast, tint and noise, some with another background."""
     generator = torch.Generator().manual_seed(int(random.integers(2**62)))
     n = len(chosen)
 
@@ -283,9 +277,7 @@ def augment(corpus: Corpus, chosen: np.ndarray, random: np.random.Generator) -> 
 
     images = torch.from_numpy(corpus.images[chosen]).permute(0, 3, 1, 2) / 255
     names = corpus.group_classes[corpus.group_of[chosen]]
-    pictures = torch.from_numpy(corpus.pictures[random.integers(PICTURES, size=n)]).permute(0, 3, 1, 2) / 255
-    textured = torch.from_numpy(random.random(n) < TEXTURED)[:, None, None, None]  # sky and floor show the same one
-    for name, probability in REPLACED.items():
+    for name, probability in (("sky", 0.4), ("floor", 0.2)):
         is_name = names == corpus.class_names.index(name)
         changed = np.flatnonzero(is_name.any(1) & (random.random(n) < probability))
         if not len(changed):
@@ -294,8 +286,7 @@ def augment(corpus: Corpus, chosen: np.ndarray, random: np.random.Generator) -> 
         covered = F.avg_pool2d(torch.from_numpy(shown)[:, None].float(), MASK_SIZE // SIZE)
         coarse = F.interpolate(uniform(0, 1, len(changed), 3, 5, 5), (SIZE, SIZE), mode="bicubic").clamp(0, 1)
         fine = uniform(-0.3, 0.3, len(changed), 3, SIZE, SIZE) * uniform(0, 1, len(changed), 1, 1, 1)
-        other = torch.where(textured[changed], pictures[changed], coarse + fine)
-        images[changed] = torch.lerp(images[changed], other, covered)
+        images[changed] = torch.lerp(images[changed], coarse + fine, covered)
     images = (images - 0.5) * uniform(0.7, 1.3, n, 1, 1, 1) + 0.5 + uniform(-0.12, 0.12, n, 1, 1, 1)
     images = images * uniform(0.85, 1.15, n, 3, 1, 1)
     noise = torch.randn(images.shape, generator=generator) * uniform(0, 0.03, n, 1, 1, 1)
