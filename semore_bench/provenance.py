@@ -48,7 +48,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "versions": versions,
         "hardware": {
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "processor": _processor(),
+            "processor": processor(),
             "cores": os.cpu_count(),
             "torch_threads": torch.get_num_threads(),
             "memory_gigabytes": round(psutil.virtual_memory().total / 1e9, 1),
@@ -70,7 +70,8 @@ def _commit() -> str:
     return git.stdout.strip() or "unknown"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, as the system has it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,7 +1,6 @@
 """Annotators: captioner and CLIP together, remembered, and in a thread of their own."""
 
 import dataclasses
-import json
 import multiprocessing
 import os
 import shutil
@@ -19,7 +18,9 @@ import tyro
 import tests.toy_env  # noqa: F401  (registers Toy-v0)
 from semore_bench import suites
 from semore_bench.args import CommonArgs
+from semore_bench.guidance.evaluation import fit_familiarity
 from tests.fakes import FrameCaptioner, HashingClip, describe, fake_annotator, unavailable
+from tests.tiny_guidance import toy_frames
 from tests.waiting import poll_until
 from wrappers import CaptionObservation, PixelObservation, UserError
 from wrappers.backends import annotators, captioners, queues
@@ -29,6 +30,8 @@ from wrappers.backends.annotation import (
 )
 from wrappers.backends.annotators import annotation_shape, make_annotator
 from wrappers.backends.cache import CachedAnnotator
+from wrappers.backends.embedded import UNFAMILIAR
+from wrappers.backends.familiarity import Familiarity
 from wrappers.backends.queues import AsyncQueue, Backoff, Request, SyncQueue
 from wrappers.backends.vision_language import BACKGROUND, VisionLanguageAnnotator
 
@@ -614,15 +617,17 @@ def test_embedded_models_are_loaded_from_the_package(trained, monkeypatch):
     assert rebuilt.reset(seed=0)[1]["annotations"] == info["annotations"]
 
 
-@pytest.mark.parametrize(("threshold", "warned"), [(-1.0, False), (1.01, True)])
+@pytest.mark.parametrize(("threshold", "warned"), [(np.inf, False), (0.0, True)])
 def test_unfamiliar_scenes_are_said_to_be_so(trained, tmp_path, monkeypatch, caplog, threshold, warned):
     shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
-    config = tmp_path / "clip" / "open_clip_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"familiar_similarity": threshold}))
+    fitted = fit_familiarity(tmp_path, [toy_frames("box", 40, 0)], [toy_frames("box", 40, 1)])
+    Familiarity(fitted.means, fitted.whitening, min(threshold, 1e9)).save(tmp_path / "clip")
     monkeypatch.setattr(captioners, "MODELS", tmp_path)
     annotator = make_annotator("embedded", device="cpu")
     for seed in range(3):
-        annotator.annotate(random_frames(16, seed), range(16))
+        found = annotator.annotate(random_frames(16, seed), range(16))
+    assert all((annotation.caption == UNFAMILIAR) == warned for annotation in found)
+    assert all(bool(annotation.objects) != warned for annotation in found)
     assert ("does not know this kind of scene" in caplog.text) == warned
     assert caplog.text.count("name a real model") == warned, "once"
     assert annotator.statistics()["unfamiliar_share"] == warned

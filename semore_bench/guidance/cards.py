@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from semore_bench.guidance.evaluation import Measured
-from semore_bench.guidance.frames import DISTRACTED_FRAMES, DOMAINS, UNFAMILIAR, UNFAMILIAR_TASKS
+from semore_bench.guidance.frames import DISTRACTED_FRAMES, DOMAINS, NEVER_SHOWN_TASKS, UNFAMILIAR, UNFAMILIAR_TASKS
+from wrappers.backends.familiarity import FALSE_ALARMS
 
 _CARD = """# {title}
 
@@ -17,20 +18,24 @@ _CARD = """# {title}
 
 ## Made from
 
-{frames:,} rendered frames of 64 x 64 pixels with {captions:,} different captions, all written by the simulator: what a
-single frame shows, without motion. Half of the states were reached by random actions, half were set at random
-(Meta-World: random actions alone). Colours, lights, camera and field of view were varied, skies and floors replaced.
+{made[frames]:,} rendered frames of 64 x 64 pixels with {made[captions]:,} different captions, all written by the
+simulator: what a single frame shows, without motion. Half of the states were reached by random actions, half were set
+at random (Meta-World: random actions alone). Colours, lights, camera and field of view were varied, skies and floors
+replaced.
 Domains: {domains}. Examples of what is none of them: {unfamiliar}.
 No pre-trained weights, no data from elsewhere.
 
     {made[command]}
 
 {made[updates]:,} updates of CLIP and captioner took {made[minutes]} minutes, to a loss of {made[loss]:.2f}. The CLIP's
-dense head was trained last, in {dense_updates:,} updates and {dense_minutes} minutes, to a loss of {dense_loss:.2f}, by
+dense head was trained last, in {dense[updates]:,} updates and {dense[minutes]} minutes, to a loss of
+{dense[loss]:.2f}, by
+
+    {dense[command]}
+
+on {dense[hardware]}. Measured, and the distances of unfamiliar scenes fitted, by
 
     {command}
-
-(rendering what the cache lacked: {render_minutes} minutes), on {cores} processor cores.
 
 ## Measured
 
@@ -41,8 +46,10 @@ On states that training never saw, both models together, exactly as annotator `e
 - retrieval: frames whose nearest caption, among all different ones of the domain, is theirs
 - IoU: of the 16 x 16 relevance map and the simulator's, sum of minima over sum of maxima
 - things: the same of the map of each thing that matters in the scene, on average; one by one below
-- unfamiliar: frames that can be told to be unfamiliar; should be 0 for known scenes and 1 for others. One way to tell
-  is a threshold that 1% of the known frames in varied looks fall short of, by its choice.
+- unfamiliar: frames in which nothing is named because the scene is not known; should be 0 for known scenes and 1 for
+  others. The captioner says so, or the frame's features lie further from those of every known scene (Mahalanobis
+  distance, `familiarity.safetensors`) than those of all but {false_alarms} of the known frames in varied looks. Of
+  "other scenes" the captioner was shown other frames in training, of "scenes never shown" ({never_shown}) none.
 
 {tables}
 On average over the known domains, the IoU of things is {class_iou[plain]:.3f} in their own look and
@@ -58,8 +65,7 @@ thing by thing:
 
 ## What it cannot do
 
-- Describe other kinds of scenes. Such a scene gets the caption "{unfamiliar_caption}", or one whose similarity to the
-  frame is below {familiar_similarity:.3f} (`familiar_similarity` in `clip/open_clip_config.json`), or, as the table
+- Describe other kinds of scenes. Such a scene gets the caption "{unfamiliar_caption}" and no names, or, as the table
   says of `{left_out}`, the caption of a scene that looks alike. Name a real vision-language model then.
 - See motion, read text, count, follow a question: whatever the prompt asks, it names what matters in the scene.
 - See what is smaller than a few pixels of 64 x 64.
@@ -105,6 +111,8 @@ def write_cards(
             distracted=_distracted(distracted),
             distracted_frames=DISTRACTED_FRAMES,
             unfamiliar=", ".join(UNFAMILIAR_TASKS),
+            false_alarms=f"{FALSE_ALARMS:.1%}",
+            never_shown=", ".join(NEVER_SHOWN_TASKS),
             unfamiliar_caption=UNFAMILIAR,
         )
         (folder / name / "README.md").write_text(text)
@@ -113,7 +121,8 @@ def write_cards(
 def _table(rows: Mapping[str, Measured], left_out: str) -> str:
     lines = ["| domain | exact | attributes | retrieval | IoU | things | unfamiliar |", "|---|---|---|---|---|---|---|"]
     for domain, row in rows.items():
-        label = {left_out: f"{domain} (left out)", "unfamiliar": "other scenes"}.get(domain, domain)
+        others = {"unfamiliar": "other scenes", "never shown": "scenes never shown"}
+        label = ({left_out: f"{domain} (left out)"} | others).get(domain, domain)
         cells = ("" if value is None else f"{value:.2f}" for value in row.numbers().values())
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

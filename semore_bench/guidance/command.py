@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -17,13 +17,16 @@ from semore_bench.guidance.frames import (
     DOMAINS,
     HELD_OUT_FRAMES,
     MASK_SIZE,
+    UNKNOWN,
     Frames,
     collect,
     plan,
 )
 from semore_bench.memory import keep_freed_memory
+from semore_bench.provenance import processor
+from semore_bench.reading import read_json
 from wrappers.backends.captioners import MODELS
-from wrappers.backends.embedded import learned_from
+from wrappers.backends.embedded import CONFIG, has_bfloat16, learned_from
 from wrappers.backends.specs import EMBEDDED
 from wrappers.errors import UserError
 
@@ -42,7 +45,7 @@ def train_guidance(
     leave_out: str = "acrobot",
     domains: tuple[str, ...] = tuple(DOMAINS),
     workers: int = 2,
-    keep_clip: bool = False,
+    keep: Literal["nothing", "clip", "all"] = "nothing",
 ) -> None:
     """Train the embedded CLIP and captioner from scratch: render frames, train, measure on held-out states.
 
@@ -59,7 +62,8 @@ def train_guidance(
         leave_out: A domain that is measured but not trained on.
         domains: What to train on and to measure.
         workers: Processes that render.
-        keep_clip: Keep the CLIP and the captioner in the output folder, and retrain the dense head alone.
+        keep: What in the output folder is kept as it is: clip, the CLIP and the captioner, so that the dense head alone
+            is retrained; or all, which trains nothing, fits what tells unfamiliar scenes, and measures.
     """
     for name in {leave_out, *domains} - set(DOMAINS):
         raise UserError(f"unknown domain {name!r}: expected one of {', '.join(DOMAINS)}")
@@ -72,22 +76,25 @@ def train_guidance(
     trained = [domain for domain in domains if domain != leave_out]
     if not trained or batch_size < 8:
         raise UserError("nothing to learn from: give at least one domain besides --leave-out, and --batch-size 8")
-    if keep_clip and not (output / "clip" / "open_clip_config.json").is_file():
-        raise UserError(f"there is no CLIP in {output / 'clip'} to keep: leave --keep-clip out, and it is made")
+    if keep != "nothing" and not (output / "clip" / CONFIG).is_file():
+        raise UserError(f"there is no CLIP in {output / 'clip'} to keep: leave --keep {keep} out, and it is made")
 
     learned = {"domains": trained, "left_out": leave_out}
-    if keep_clip and (before := learned_from(f"{EMBEDDED}:{output}")) not in ({}, learned):
+    if keep != "nothing" and (before := learned_from(f"{EMBEDDED}:{output}")) not in ({}, learned):
         raise UserError(
             f"the CLIP in {output / 'clip'} learned from {', '.join(before['domains'])} and not from "
-            f"{before['left_out']}: type the same --domains and --leave-out with --keep-clip, or leave it out"
+            f"{before['left_out']}: type the same --domains and --leave-out with --keep {keep}, or leave it out"
         )
+
+    if keep == "all" and "dense_made" not in read_json(output / "clip" / CONFIG, {}):
+        raise UserError(f"there is no dense head in {output / 'clip'} to keep: type --keep clip, and it is trained")
 
     for folder in (output, cache):  # before hours of work: it may be a file, or read-only
         folder.mkdir(parents=True, exist_ok=True)
 
     from semore_bench.guidance.cards import write_cards
     from semore_bench.guidance.dense import save_dense_head, train_dense_head
-    from semore_bench.guidance.evaluation import calibrate, mean_class_iou, measure, measure_things
+    from semore_bench.guidance.evaluation import fit_familiarity, mean_class_iou, measure, measure_things
     from semore_bench.guidance.models import Sizes, add_to_clip_config, read_clip_config
     from semore_bench.guidance.training import Corpus, Settings, train, used_tokens
     from wrappers.backends.clip import ClipGrounding
@@ -97,47 +104,45 @@ def train_guidance(
     held_out = min(frames, HELD_OUT_FRAMES)
     shards = [
         *plan([*trained, "unfamiliar"], "train", frames, seed),
-        *plan([*trained, leave_out, "unfamiliar"], "varied", held_out, seed),
-        *plan([*trained, leave_out, "unfamiliar"], "plain", held_out, seed),
+        *plan([*trained, leave_out, *UNKNOWN], "varied", held_out, seed),
+        *plan([*trained, leave_out, *UNKNOWN], "plain", held_out, seed),
         *(shard for name in DISTRACTED for shard in plan(trained, name, min(frames, DISTRACTED_FRAMES), seed)),
     ]
     data: dict[str, list[Frames]] = {}
     for shard, part in zip(shards, collect(shards, cache / f"masks-{MASK_SIZE}", workers), strict=True):
         data.setdefault(shard.split, []).append(part)
     render_minutes = clock.minutes()
-    corpus = Corpus(data["train"])
     command = (
         f"semore-bench train-guidance --frames {frames} --updates {updates} --batch-size {batch_size} "
         f"--dense-updates {dense_updates} --seed {seed} --leave-out {leave_out}"
         + (f" --domains {' '.join(domains)}" if domains != tuple(DOMAINS) else "")
     )
-    if not keep_clip:
-        model, losses = train(corpus, Settings(updates, batch_size, seed=seed), cache / "training.pt", Sizes())
-        model.save(output, used_tokens(corpus, model))
-        made = {"command": command, "updates": updates, "loss": _last(losses), "minutes": clock.minutes()}
-        add_to_clip_config(output / "clip", made=made, learned_from=learned)
-    clip = ClipGrounding(output / "clip", device="cpu")
-    settings = Settings(dense_updates, max(batch_size // 2, 8), learning_rate=2e-3, weight_decay=0.01, seed=seed)
-    head, losses = train_dense_head(corpus, clip, settings, cache / "dense.pt")
-    save_dense_head(output / "clip", head)
-    dense_minutes = clock.minutes()
-    threshold = calibrate(output, [part for part in data["varied"] if part.domain in trained])
-    add_to_clip_config(output / "clip", familiar_similarity=threshold)
-    measured = {split: measure(output, _by_domain(data[split]), threshold) for split in ("plain", "varied")}
+    if keep != "all":
+        corpus = Corpus(data["train"])
+        if keep == "nothing":
+            model, losses = train(corpus, Settings(updates, batch_size, seed=seed), cache / "training.pt", Sizes())
+            model.save(output, used_tokens(corpus, model))
+            made = {"command": command, "frames": len(corpus.images), "captions": len(corpus.captions)}
+            made |= {"updates": updates, "loss": _last(losses), "minutes": clock.minutes()}
+            add_to_clip_config(output / "clip", made=made, learned_from=learned)
+        clip = ClipGrounding(output / "clip", device="cpu")
+        settings = Settings(dense_updates, max(batch_size // 2, 8), learning_rate=2e-3, weight_decay=0.01, seed=seed)
+        head, losses = train_dense_head(corpus, clip, settings, cache / "dense.pt")
+        save_dense_head(output / "clip", head)
+        dense = {"command": command + (" --keep clip" if keep == "clip" else ""), "updates": dense_updates}
+        dense |= {"loss": _last(losses), "minutes": clock.minutes(), "hardware": _hardware()}
+        add_to_clip_config(output / "clip", dense_made=dense)
+    known = [part for part in data["train"] if part.domain not in UNKNOWN]
+    fit_familiarity(output, known, [part for part in data["varied"] if part.domain in trained])
+    measured = {split: measure(output, _by_domain(data[split])) for split in ("plain", "varied")}
     distracted = measure_things(output, {name: _by_domain(data[name]) for name in DISTRACTED})
+    config = read_clip_config(output / "clip")
     facts = {
-        "made": read_clip_config(output / "clip")["made"],
-        "command": command + (" --keep-clip" if keep_clip else ""),
+        "made": config["made"],
+        "dense": config["dense_made"],
+        "command": command + (f" --keep {keep}" if keep != "nothing" else ""),
         "domains": trained,
         "left_out": leave_out,
-        "frames": len(corpus.images),
-        "captions": len(corpus.captions),
-        "dense_updates": dense_updates,
-        "dense_loss": _last(losses),
-        "render_minutes": render_minutes,
-        "dense_minutes": dense_minutes,
-        "cores": os.cpu_count(),
-        "familiar_similarity": threshold,
         "class_iou": {split: mean_class_iou(rows, trained) for split, rows in measured.items()},
     }
     _print(measured, leave_out)
@@ -147,7 +152,8 @@ def train_guidance(
         print(f"IoU per named thing, on average over the known domains, {split}: {value:.3f}")
     print(
         f"{size / 1e6:.1f} MB of weights in {output}; minutes: rendering {render_minutes}, CLIP and captioner "
-        f"{'kept' if keep_clip else facts['made']['minutes']}, dense head {dense_minutes}, measuring {clock.minutes()}"
+        f"{facts['made']['minutes'] if keep == 'nothing' else 'kept'}, dense head "
+        f"{facts['dense']['minutes'] if keep != 'all' else 'kept'}, measuring {clock.minutes()}"
     )
 
 
@@ -161,6 +167,10 @@ class _Clock:
         now, before = time.monotonic(), self._last
         self._last = now
         return round((now - before) / 60, 1)
+
+
+def _hardware() -> str:
+    return f"{os.cpu_count()} processor cores ({processor()}{', bfloat16' if has_bfloat16() else ''})"
 
 
 def _last(losses: Sequence[float]) -> float:

@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from semore_bench.guidance.frames import Frames
+from semore_bench.guidance.frames import UNKNOWN, Frames
 from semore_bench.guidance.metrics import attribute_accuracy, exact_match, map_iou, retrieval_accuracy
 from wrappers.backends.annotation import relevance_map
+from wrappers.backends.clip import ClipGrounding
 from wrappers.backends.embedded import UNFAMILIAR, EmbeddedAnnotator
+from wrappers.backends.familiarity import Familiarity, scene_features
 
 BATCH = 64
 
@@ -43,18 +45,34 @@ def mean_class_iou(rows: Mapping[str, Measured], domains: Sequence[str]) -> floa
     return float(np.mean([rows[domain].class_iou for domain in domains]))
 
 
-def calibrate(folder: Path, parts: Sequence[Frames]) -> float:
-    """The similarity of frame and caption that one in a hundred familiar frames falls short of."""
-    annotator = EmbeddedAnnotator(folder=folder)
-    familiar = [part for part in parts if part.domain != "unfamiliar"]
-    similarities = [annotate(annotator, part.images).similarity for part in familiar]
-    return float(np.quantile(np.concatenate(similarities), 0.01))
+def fit_familiarity(folder: Path, trained: Sequence[Frames], held_out: Sequence[Frames]) -> Familiarity:
+    """Fits `Familiarity` to what the CLIP in a folder sees, each task being a kind of scene, and writes it there.
+
+    Args:
+        folder: of the models.
+        trained: frames of the known domains, of which every third is looked at: of states that physics led to and of
+            others that were set, which alternate.
+        held_out: others of these domains, for the threshold.
+    """
+    clip = ClipGrounding(folder / "clip", device="cpu")
+
+    def features(images: np.ndarray) -> np.ndarray:
+        looks = (clip.look(list(images[start : start + BATCH])) for start in range(0, len(images), BATCH))
+        return np.concatenate([scene_features(look.tokens.numpy()) for look in looks])
+
+    kinds: dict[tuple, list[np.ndarray]] = {}
+    for part in trained:
+        kinds.setdefault((part.domain, part.class_names), []).append(features(part.images[::3]))
+    known = np.concatenate([features(part.images) for part in held_out])
+    fitted = Familiarity.fit([np.concatenate(found) for found in kinds.values()], known)
+    fitted.save(folder / "clip")
+    return fitted
 
 
-def measure(folder: Path, domains: Mapping[str, Sequence[Frames]], threshold: float) -> dict[str, Measured]:
+def measure(folder: Path, domains: Mapping[str, Sequence[Frames]]) -> dict[str, Measured]:
     """Measures the models in a folder, domain by domain."""
     annotator = EmbeddedAnnotator(folder=folder)
-    return {domain: _measure(annotator, parts, threshold) for domain, parts in domains.items()}
+    return {domain: _measure(annotator, parts) for domain, parts in domains.items()}
 
 
 def measure_things(
@@ -75,18 +93,17 @@ def measure_things(
 
 class Answers(NamedTuple):
     """What is said about N frames: captions, "" where there is no usable answer; relevance maps (N, G, G), 0 there;
-    maps of the things that are named, frame by frame; cosine (N,) of each frame and its caption, -1 without one."""
+    maps of the things that are named, frame by frame."""
 
     captions: list[str]
     relevance: np.ndarray
     maps: list[dict[str, np.ndarray]]
-    similarity: np.ndarray
 
 
 def annotate(annotator: EmbeddedAnnotator, images: np.ndarray) -> Answers:
     """What the annotator says about uint8 (N, H, W, 3) frames."""
     n, grid = len(images), annotator.grid
-    answers = Answers([""] * n, np.zeros((n, grid, grid), np.float32), [{} for _ in range(n)], np.empty(n))
+    answers = Answers([""] * n, np.zeros((n, grid, grid), np.float32), [{} for _ in range(n)])
     for start in range(0, len(images), BATCH):
         batch = range(start, min(start + BATCH, len(images)))
         for index, annotation in zip(
@@ -97,9 +114,6 @@ def annotate(annotator: EmbeddedAnnotator, images: np.ndarray) -> Answers:
             answers.captions[index], answers.relevance[index] = annotation.caption, annotation.relevance
             maps = zip(annotation.class_names, annotation.patch_probabilities, strict=True)
             answers.maps[index] = dict(maps)
-        answers.similarity[batch.start : batch.stop] = annotator.similarities(
-            answers.captions[batch.start : batch.stop]
-        )
     return answers
 
 
@@ -133,11 +147,11 @@ def class_ious(maps: Sequence[Mapping[str, np.ndarray]], parts: Sequence[Frames]
     return {name: map_iou(np.stack(found[name]), np.stack(true[name])) for name in true}
 
 
-def _measure(annotator: EmbeddedAnnotator, parts: Sequence[Frames], threshold: float) -> Measured:
+def _measure(annotator: EmbeddedAnnotator, parts: Sequence[Frames]) -> Measured:
     images = np.concatenate([part.images for part in parts])
-    said, relevance, maps, similarity = annotate(annotator, images)
-    is_unfamiliar = (similarity < threshold) | (np.array(said) == UNFAMILIAR)
-    if parts[0].domain == "unfamiliar":
+    said, relevance, maps = annotate(annotator, images)
+    is_unfamiliar = np.array(said) == UNFAMILIAR
+    if parts[0].domain in UNKNOWN:
         return Measured(None, None, None, None, None, float(is_unfamiliar.mean()), {})
     true = [caption for part in parts for caption in part.captions]
     texts = sorted(set(true))

@@ -53,18 +53,27 @@ DOMAINS: dict[str, tuple[str, ...]] = {
         "Meta-World/button-press-topdown-v3",
     ),
 }
-# Examples of what is none of the above, some of them without a simulator to ask.
+# Examples of what is none of the above, and kinds of scenes that are measured but never trained on.
 UNFAMILIAR_TASKS = (
     "dm_control/fish-swim-v0",
     "dm_control/swimmer-swimmer6-v0",
     "dm_control/humanoid-stand-v0",
     "dm_control/manipulator-bring_ball-v0",
     "dm_control/quadruped-walk-v0",
+)
+NEVER_SHOWN_TASKS = (
     "CartPole-v1",
     "Acrobot-v1",
     "MountainCar-v0",
+    "Pendulum-v1",
+    "LunarLander-v3",
     "CarRacing-v3",
+    "HalfCheetah-v5",
+    "Ant-v5",
+    "dm_control/dog-run-v0",
 )
+UNKNOWN = {"unfamiliar": UNFAMILIAR_TASKS, "never shown": NEVER_SHOWN_TASKS}
+"""what is no domain: nothing is named there"""
 
 DISTRACTED = tuple(f"{kind}-{difficulty}" for kind in DISTRACTIONS if kind != "all" for difficulty in DIFFICULTIES)
 Split = str
@@ -98,7 +107,7 @@ class Frames:
     """N frames of one task and what they show.
 
     Attributes:
-        domain: key of `DOMAINS`, or "unfamiliar".
+        domain: key of `DOMAINS` or `UNKNOWN`.
         images: uint8 (N, 64, 64, 3).
         classes: uint8 (N, 128, 128), the class at each place, an index into `class_names`.
         captions: N texts.
@@ -115,14 +124,14 @@ class Frames:
 
 
 def plan(domains: Sequence[str], split: Split, frames: int, seed: int) -> list[Shard]:
-    """The shards with `frames` frames per domain, somewhat more for those of several tasks, fewer of "unfamiliar";
+    """The shards with `frames` frames per domain, somewhat more for those of several tasks, fewer of what is unknown;
     under distractions, of each domain's first task alone."""
     shards = []
     for domain in domains:
-        tasks = UNFAMILIAR_TASKS if domain == "unfamiliar" else DOMAINS[domain]
+        tasks = UNKNOWN[domain] if domain in UNKNOWN else DOMAINS[domain]
         if split in DISTRACTED:
             tasks = tasks[:1]
-        each = max(frames // (10 if domain == "unfamiliar" else min(len(tasks), 3)), 1)
+        each = max(frames // (10 if domain in UNKNOWN else min(len(tasks), 3)), 1)
         starts = range(0, each, SHARD_FRAMES)
         for env_id in tasks:
             for number, start in enumerate(starts):
@@ -208,7 +217,7 @@ def _render(env: gym.Env, shard: Shard, random: np.random.Generator) -> tuple:
                     classes[len(captions)] = view.classes
                     captions.append(clean_text(scene.domain.caption(view.parts, motion=False)))
     objects = tuple(SceneObject(part.name, part.relevance) for part in scene.parts)
-    if shard.domain != "unfamiliar":
+    if shard.domain not in UNKNOWN:
         return images, classes, captions, objects, scene.class_names
     background = BACKGROUND.index("background")
     unnamed = np.where(classes < len(objects), background, classes - np.uint8(len(objects))).astype(np.uint8)

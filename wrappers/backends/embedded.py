@@ -13,6 +13,7 @@ import numpy as np
 
 from wrappers.backends.annotation import Annotation, fingerprint
 from wrappers.backends.captioners import Description, embedded_model, parse_answer
+from wrappers.backends.familiarity import Familiarity, scene_features
 from wrappers.backends.vision_language import VisionLanguageAnnotator, patches_per_side
 from wrappers.errors import UserError
 
@@ -60,9 +61,9 @@ def _damaged(clip: Path, error: Exception) -> UserError:
 class EmbeddedAnnotator(VisionLanguageAnnotator):
     """CLIP and captioner of this package; shown a kind of scene that they do not know, it logs a warning.
 
-    A frame is unfamiliar if the captioner says so, or if its CLIP embedding is less similar to the caption's than
-    `familiar_similarity` in the CLIP's configuration. The first frames are checked, and most of them count.
-    The models are loaded when the first frame comes.
+    A frame is unfamiliar if the captioner says so, or if its features lie far from those of all scenes of the training
+    (`Familiarity`): nothing is named in it, and its caption is `UNFAMILIAR`. The models are loaded when the first frame
+    comes.
 
     Args:
         device: a torch device; by default the GPU where there is one.
@@ -82,7 +83,7 @@ class EmbeddedAnnotator(VisionLanguageAnnotator):
         except (LookupError, TypeError, AttributeError) as error:
             raise _damaged(folder / "clip", error) from error
         self.folder, self.device = folder, device
-        self._familiar_similarity = config.get("familiar_similarity", -1.0)
+        self._familiarity = Familiarity.load(folder / "clip")
         self._checked = self._unfamiliar = 0
         self._set_up(
             source="embedded",
@@ -127,23 +128,24 @@ class EmbeddedAnnotator(VisionLanguageAnnotator):
             self._check([annotation.caption if annotation else "" for annotation in annotations])
         return annotations
 
-    def similarities(self, captions: Sequence[str]) -> np.ndarray:
-        """Cosines (n,) of the frames that were annotated last and what is said of them; -1 where nothing is."""
-        return np.where([bool(c) for c in captions], (self._embeddings * self.clip.encode(captions)).sum(1), -1.0)
-
     def _look(self, frames: Sequence[np.ndarray]) -> tuple[list[Description | None], np.ndarray]:
         look = self.clip.look(frames)
-        self._embeddings = look.images
-        return [parse_answer(answer) for answer in self._writer(look.tokens)], look.patches
+        described: list[Description | None] = [Description(UNFAMILIAR, ())] * len(frames)
+        known = np.arange(len(frames))
+        if self._familiarity:
+            known = np.flatnonzero(self._familiarity.knows(scene_features(look.tokens.float().cpu().numpy())))
+        if len(known):
+            for index, answer in zip(known, self._writer(look.tokens[known]), strict=True):
+                described[index] = parse_answer(answer)
+        return described, look.patches
 
-    def _check(self, captions: Sequence[str]) -> None:
-        said = np.array([caption == UNFAMILIAR for caption in captions])
+    def _check(self, captions: list[str]) -> None:
         self._checked += len(captions)
-        self._unfamiliar += int((said | (self.similarities(captions) < self._familiar_similarity)).sum())
+        self._unfamiliar += captions.count(UNFAMILIAR)
         if self._checked >= self.frames_to_check and self._unfamiliar > self._checked / 2:
             logger.warning(
-                "annotator 'embedded' does not know this kind of scene (%d of %d frames): its captions and maps mean "
-                "little here; name a real model, transformers:<name> or openai:<base url>#<model>",
+                "annotator 'embedded' does not know this kind of scene (%d of %d frames) and names nothing in it; "
+                "name a real model, transformers:<name> or openai:<base url>#<model>",
                 self._unfamiliar,
                 self._checked,
             )
