@@ -6,7 +6,8 @@ against `drq_sac.py`: a Q function per action, and no actor. It is the baseline 
 
 Differs from DrQ's Atari runs: colours and this project's encoder instead of grey frames and Nature DQN's; shifts alone,
 no change of intensity; targets that follow slowly, instead of a copy after each update, and no target copy of the
-encoder. As in all agents here, batch, random steps and replay are the preset's and the suite's; DrQ's are batches of 32
+encoder; frames are centred by the mean colour of the first batch, without which nothing is learned on CartPole's white
+ground. As in all agents here, batch, random steps and replay are the preset's and the suite's; DrQ's are batches of 32
 and 1,600 random steps, with `--action-repeat 4 --frame-stack 4`. Evaluation is greedy. Lost lives end what is summed
 up, not the episode: returns are whole games'.
 
@@ -157,6 +158,11 @@ def stack_channels(frames: Tensor) -> Tensor:
     return frames.permute(0, 1, 4, 2, 3).flatten(1, 2).contiguous(memory_format=torch.channels_last)
 
 
+def mean_colour(frames: Tensor) -> Tensor:
+    """The mean of uint8 frames (B, k, H, W, c) in 0-1, per channel of a stack: (k * c, 1, 1)."""
+    return frames.float().mean((0, 1, 2, 3)).div(255).repeat(frames.shape[1]).view(-1, 1, 1)
+
+
 def clipped(steps: list[Step]) -> list[Step]:
     """The same steps with rewards in [-1, 1]."""
     return [replace(step, reward=float(np.clip(step.reward, -1, 1))) for step in steps]
@@ -177,6 +183,7 @@ class Agent(nn.Module):
         self.critic = Critic(args.feature_dim, actions, args.hidden_dim, args.critic_layer_norm)
         self.apply(orthogonal)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.register_buffer("colour", torch.full((3 * args.frame_stack, 1, 1), 0.5))  # of the first batch, on average
         self.to(device, memory_format=torch.channels_last)
 
         critic = [*self.encoder.parameters(), *self.project.parameters(), *self.critic.parameters()]
@@ -191,7 +198,7 @@ class Agent(nn.Module):
 
     def encode(self, rgb: Tensor) -> Tensor:
         """uint8 (B, 3k, H, W) -> z (B, feature_dim)."""
-        return self.project(self.encoder(rgb.float().div_(255).sub_(0.5)).permute(0, 2, 3, 1).flatten(1))
+        return self.project(self.encoder(rgb.float().div_(255).sub_(self.colour)).permute(0, 2, 3, 1).flatten(1))
 
     @torch.no_grad()
     def act(self, observation: dict[str, np.ndarray], deterministic: bool = False, epsilon: float = 0.0) -> np.ndarray:
@@ -206,6 +213,8 @@ class Agent(nn.Module):
     def update(self, replay: Replay, number: int) -> dict[str, Tensor]:
         """Update `number` (from 0) from the replay; returns what to log, as tensors."""
         batch = replay.sample(self.args.batch_size)
+        if number == 0:  # on white or black ground, what matters would be little beside a large constant
+            self.colour.copy_(mean_colour(self.tensor(batch.rgb)))
         loss, metrics = self.critic_loss(*self.augment(batch))
         self.optimize("critic", loss)
         for target, online in zip(self.target.parameters(), self.critic.parameters(), strict=True):

@@ -204,6 +204,11 @@ def stack_channels(frames: Tensor) -> Tensor:
     return frames.permute(0, 1, 4, 2, 3).flatten(1, 2).contiguous(memory_format=torch.channels_last)
 
 
+def mean_colour(frames: Tensor) -> Tensor:
+    """The mean of uint8 frames (B, k, H, W, c) in 0-1, per channel of a stack: (k * c, 1, 1)."""
+    return frames.float().mean((0, 1, 2, 3)).div(255).repeat(frames.shape[1]).view(-1, 1, 1)
+
+
 def clipped(steps: list[Step]) -> list[Step]:
     """The same steps with rewards in [-1, 1]."""
     return [replace(step, reward=float(np.clip(step.reward, -1, 1))) for step in steps]
@@ -232,6 +237,7 @@ class Agent(nn.Module):
         self.critic = Critic(z_dim, actions, args.hidden_dim, args.critic_layer_norm)
         self.apply(orthogonal)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.register_buffer("colour", torch.full((3 * args.frame_stack, 1, 1), 0.5))  # of the first batch, on average
         self.features, self.said = THINGS * (STATIC + MOTION) * args.semantic, ""
         self.to(device, memory_format=torch.channels_last)
 
@@ -256,7 +262,7 @@ class Agent(nn.Module):
     def encode(self, rgb: Tensor | None, things: Tensor | None = None) -> Tensor:
         """uint8 (B, 3k, H, W) and features (B, k, F), of which what is not seen may be None -> z (B, z_dim)."""
         if self.sees_pixels:
-            maps = self.encoder(rgb.float().div_(255).sub_(0.5))
+            maps = self.encoder(rgb.float().div_(255).sub_(self.colour))
             z = self.project(maps.permute(0, 2, 3, 1).flatten(1))
             if not self.args.semantic:
                 return z
@@ -306,10 +312,12 @@ class Agent(nn.Module):
     def update(self, replay: Replay, number: int) -> dict[str, Tensor]:
         """Update `number` (from 0) from the replay; returns what to log, as tensors."""
         metrics = self.ground(replay, number) if self.args.semantic else {}
-        return metrics | self.learn(replay)
+        return metrics | self.learn(replay, number)
 
-    def learn(self, replay: Replay) -> dict[str, Tensor]:
+    def learn(self, replay: Replay, number: int) -> dict[str, Tensor]:
         batch = replay.sample(self.args.batch_size)
+        if number == 0 and batch.rgb is not None:  # on white or black ground, what matters would be little beside it
+            self.colour.copy_(mean_colour(self.tensor(batch.rgb)))
         loss, metrics = self.critic_loss(*self.augment(batch))
         self.optimize("critic", loss)
         for target, online in zip(self.target.parameters(), self.critic.parameters(), strict=True):
@@ -366,7 +374,7 @@ class Agent(nn.Module):
         for optimizer in self.optimizers.values():
             optimizer.state.clear()
         for _ in range(min(updates, 2000)):
-            self.learn(replay)
+            self.learn(replay, updates)
 
     def augment(self, batch: Batch) -> tuple:
         rgbs, things = [None, None], [None, None]

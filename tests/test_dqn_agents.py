@@ -1,5 +1,8 @@
 """Semore-DQN and its twin: targets, exploration, rewards, and what the extras change."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -67,6 +70,26 @@ def test_the_online_network_chooses_and_the_target_values(tmp_path):
             errors.append(error**2 / 2 if error < 1 else error - 0.5)
     assert loss.item() == pytest.approx(np.mean(errors), rel=1e-3)
     assert metrics["q"].item() == pytest.approx(np.mean(values), abs=1e-4)
+
+
+@pytest.mark.parametrize("module", [drq_dqn, semore_dqn])
+def test_frames_are_centred_by_what_is_usual_so_that_the_ground_does_not_matter(tmp_path, module):
+    """On darker and on brighter ground the same is learned, and kept in checkpoints."""
+    batch = make_discrete_replay(tmp_path, flow=False, annotate=False).sample(8)
+    batch = replace(batch, rgb=batch.rgb // 2, next_rgb=batch.next_rgb // 2)
+    brighter = replace(batch, rgb=batch.rgb + np.uint8(100), next_rgb=batch.next_rgb + np.uint8(100))
+    learned = []
+    for one in (batch, brighter):
+        agent = make_agent(module, shift=0, **({"semantic": False} if module is semore_dqn else {}))
+        for number in range(3):
+            agent.update(SimpleNamespace(sample=lambda size, one=one: one), number)
+        learned.append(agent.act({"rgb": one.rgb}, True).tolist())
+        with torch.no_grad():
+            learned[-1].append(agent.critic(agent.encode(module.stack_channels(torch.from_numpy(one.rgb)))).numpy())
+    np.testing.assert_allclose(learned[0].pop(), learned[1].pop(), atol=1e-4)
+    assert learned[0] == learned[1]
+    mean = one.rgb.reshape(-1, 3).mean(0) / 255
+    np.testing.assert_allclose(agent.state_dict()["colour"].flatten(), np.tile(mean, 3), atol=1e-5)
 
 
 def test_advantages_are_about_their_mean():
