@@ -14,7 +14,7 @@ from semore_bench.records import UnusableRun, find_video
 from semore_bench.workers import Workers
 
 ROOT = Path(__file__).parents[1]
-ENV_ID, ACTION_REPEAT, IMAGE_SIZE = "dm_control/cartpole-balance-v0", 8, 48
+ENV_ID, ACTION_REPEAT, IMAGE_SIZE = "dm_control/cartpole-balance-v0", 8, 64
 EPISODES = 4
 RUN = Path("runs/demo/semore_sac")
 
@@ -24,13 +24,13 @@ def main() -> int:
     flags = {
         "env-id": ENV_ID,
         "action-repeat": ACTION_REPEAT,
+        "preset": "lite",
         "image-size": IMAGE_SIZE,
-        "total-env-steps": 52_000,
-        "eval-every": 13_000,
+        "total-env-steps": 40_000,
+        "eval-every": 10_000,
         "eval-episodes": EPISODES,
-        # Small updates, and values that look three seconds ahead: what a few minutes of one core can learn from.
-        "random-steps": 250,
-        "batch-size": 32,
+        # As in dmc-lite: values that look three seconds ahead are what a few minutes of one core can learn from.
+        "random-steps": 500,
         "n-step": 3,
         "discount": 0.97,
         "tau": 0.05,
