@@ -116,7 +116,8 @@ class Results:
     def shown(self) -> pd.DataFrame:
         """The evaluations in `setting`, without the times of runs on other hardware than `hardware`."""
         rows = self.evaluations[self.evaluations.setting == self.setting]
-        elsewhere = [key for key, machine in self.hardware_of.items() if machine != self.hardware]
+        hardware = self.hardware
+        elsewhere = [key for key, machine in self.hardware_of.items() if machine != hardware]
         if not elsewhere:
             return rows
         apart = pd.MultiIndex.from_frame(rows[["agent", "task", "seed"]]).isin(elsewhere)

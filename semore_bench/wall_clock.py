@@ -133,14 +133,13 @@ def time_notes(results: Results, scores: pd.DataFrame, baseline: str | None) -> 
             f"that {baseline} has at the end, as a share of {baseline}'s seconds per run; ∞ where it is never reached"
         )
     without = scores[scores.wall_seconds.isna() & ~scores.agent.str.endswith(PUBLISHED)]
-    hardware = results.hardware_of
+    hardware_of, usual = results.hardware_of, results.hardware
     lacking: dict[tuple[str, str, str], list[str]] = {}
     for (agent, task), seeds in without.groupby(["agent", "task"], sort=False).seed:
         apart: dict[str, list[int]] = defaultdict(list)
         for seed in sorted(seeds):
-            machine = hardware.get((agent, task, seed), results.hardware)
-            known = machine == results.hardware
-            apart["are not known" if known else f"are those of {machine}, not of {results.hardware}"].append(seed)
+            machine = hardware_of.get((agent, task, seed), usual)
+            apart["are not known" if machine == usual else f"are those of {machine}, not of {usual}"].append(seed)
         for reason, own in apart.items():
             which = f"seed{'s' * (len(own) > 1)} {', '.join(map(str, own))}"
             lacking.setdefault((agent, which, reason), []).append(task)

@@ -46,26 +46,34 @@ def test_features_are_means_and_deviations_over_patches():
 
 
 def test_what_is_saved_is_loaded_and_without_a_file_there_is_none(tmp_path):
-    assert Familiarity.load(tmp_path) is None
+    assert Familiarity.load(tmp_path, 6) is None
     fitted = Familiarity.fit(kinds(), kinds(1)[0])
     fitted.save(tmp_path)
-    loaded = Familiarity.load(tmp_path)
+    loaded = Familiarity.load(tmp_path, 6)
     points = kinds(3)[1]
     np.testing.assert_array_equal(loaded.distances(points), fitted.distances(points))
     assert loaded.threshold == pytest.approx(fitted.threshold, rel=1e-6)
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "text", "sizes", "names", "nan"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "sizes", "names", "nan", "nan mean"])
 def test_a_damaged_file_is_one_line_with_what_to_type(tmp_path, damage):
     fitted = Familiarity.fit(kinds(), kinds(1)[0])
     if damage == "sizes":
         fitted.whitening = fitted.whitening[:, :4].copy()
     if damage == "nan":
         fitted.threshold = float("nan")
+    if damage == "nan mean":
+        fitted.means[1, 2] = np.nan
     fitted.save(tmp_path)
     content = (tmp_path / FILE).read_bytes()
     content = {"cut": content[:-40], "empty": b"", "text": b"hello" * 50}.get(damage, content)
     (tmp_path / FILE).write_bytes(content.replace(b"means", b"beans") if damage == "names" else content)
-    with pytest.raises(UserError, match=r"familiarity\.safetensors is damaged .*--keep all") as raised:
-        Familiarity.load(tmp_path)
+    with pytest.raises(UserError, match=r"familiarity\.safetensors is damaged.*--keep all") as raised:
+        Familiarity.load(tmp_path, 6)
     assert "\n" not in str(raised.value)
+
+
+def test_a_file_of_another_model_is_refused(tmp_path):
+    Familiarity.fit(kinds(), kinds(1)[0]).save(tmp_path)
+    with pytest.raises(UserError, match="another model's"):
+        Familiarity.load(tmp_path, 8)

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from semore_bench.cli import run
 from semore_bench.guidance import metrics
 from semore_bench.guidance.dense import class_frequencies, class_losses, train_dense_head
-from semore_bench.guidance.evaluation import annotate, class_ious, mean_class_iou, measure, true_shares
+from semore_bench.guidance.evaluation import annotate, class_ious, fit_familiarity, mean_class_iou, measure, true_shares
 from semore_bench.guidance.frames import MASK_SIZE, UNKNOWN, Shard, collect, load_shard, make_shard, plan
 from semore_bench.guidance.models import MEAN, STD, add_to_clip_config, answer_pieces, make_tokenizer
 from semore_bench.guidance.training import (
@@ -30,6 +30,7 @@ from semore_bench.guidance.training import (
     used_tokens,
 )
 from tests.tiny_guidance import DENSE, TINY, toy_frames
+from wrappers.backends import familiarity
 from wrappers.backends.annotation import SceneObject
 from wrappers.backends.annotators import annotation_shape
 from wrappers.backends.captioners import TransformersCaptioner, parse_answer
@@ -162,6 +163,15 @@ def test_the_embedded_annotator_says_what_its_models_say_one_by_one(trained):
         assert (one.caption, one.objects) == (other.caption, other.objects)
         np.testing.assert_allclose(one.patch_probabilities, other.patch_probabilities, atol=0.05)
         assert np.linalg.norm(one.caption_embedding) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_clip_that_is_made_anew_takes_over_nothing_that_was_fitted_to_another(trained, tmp_path):
+    folder, corpus, model, _ = trained
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    fit_familiarity(tmp_path, [toy_frames("box", 40, 0)], [toy_frames("box", 40, 1)])
+    assert {FILE, familiarity.FILE} <= {path.name for path in (tmp_path / "clip").iterdir()}
+    model.save(tmp_path, used_tokens(corpus, model))
+    assert not {FILE, familiarity.FILE} & {path.name for path in (tmp_path / "clip").iterdir()}
 
 
 def test_open_clip_loads_the_folder_with_its_own_preprocessing(trained):

@@ -31,8 +31,8 @@ from transformers import (
 
 from semore_bench.guidance.frames import SIZE
 from semore_bench.guidance.metrics import phrases
+from wrappers.backends import dense, familiarity
 from wrappers.backends.annotation import SceneObject
-from wrappers.backends.dense import FILE
 
 MEAN, STD = (0.35, 0.4, 0.5), (0.2, 0.2, 0.2)
 PATCH = 8  # pixels
@@ -127,7 +127,8 @@ class Guidance(nn.Module):
         weights["token_embedding.weight"][used_tokens] = embedding[used_tokens]
         save_file(weights, folder / "clip" / "open_clip_model.safetensors")
         write_clip_config(folder / "clip", self.config)
-        (folder / "clip" / FILE).unlink(missing_ok=True)  # a dense head of an earlier CLIP means nothing to this one
+        for file in (dense.FILE, familiarity.FILE):  # those of an earlier CLIP mean nothing to this one
+            (folder / "clip" / file).unlink(missing_ok=True)
 
         captioner = LlavaForConditionalGeneration(self.captioner_config())
         state = _as_transformers(self.clip.visual.state_dict())

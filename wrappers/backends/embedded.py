@@ -80,10 +80,11 @@ class EmbeddedAnnotator(VisionLanguageAnnotator):
         config = _config(folder / "clip")
         try:
             embedding_dim, grid = config["model_cfg"]["embed_dim"], patches_per_side(config)
+            width = config["model_cfg"]["vision_cfg"]["width"]
         except (LookupError, TypeError, AttributeError) as error:
             raise _damaged(folder / "clip", error) from error
         self.folder, self.device = folder, device
-        self._familiarity = Familiarity.load(folder / "clip")
+        self._familiarity = Familiarity.load(folder / "clip", 2 * width)
         self._checked = self._unfamiliar = 0
         self._set_up(
             source="embedded",

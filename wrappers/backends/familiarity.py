@@ -65,11 +65,12 @@ class Familiarity:
         save_file({"means": self.means, "whitening": self.whitening, "threshold": threshold}, folder / FILE)
 
     @classmethod
-    def load(cls, folder: Path) -> Familiarity | None:
-        """What `save` wrote; None where there is no such file: then every scene counts as known.
+    def load(cls, folder: Path, size: int) -> Familiarity | None:
+        """What `save` wrote of features of `size` numbers; None where there is no such file: then every scene counts
+        as known.
 
         Raises:
-            UserError: the file is damaged.
+            UserError: the file is damaged, or another model's.
         """
         path = folder / FILE
         if not path.is_file():
@@ -78,10 +79,9 @@ class Familiarity:
         try:
             saved: Mapping[str, np.ndarray] = load_file(path)
             means, whitening, threshold = saved["means"], saved["whitening"], float(saved["threshold"][0])
-            size = len(whitening)
             fits = means.ndim == 2 and len(means) > 0 and means.shape[1] == size and whitening.shape == (size, size)
         except Exception as error:  # whatever a damaged file makes of the reader
             raise UserError(f"{path} is damaged ({error}); {remedy}") from None
-        if not fits or not np.isfinite(threshold):
-            raise UserError(f"{path} is damaged (its sizes do not fit); {remedy}")
+        if not fits or not all(np.isfinite(value).all() for value in (means, whitening, threshold)):
+            raise UserError(f"{path} is damaged, or another model's (its sizes or numbers do not fit); {remedy}")
         return cls(means, whitening, threshold)
