@@ -2,17 +2,20 @@
 
 import contextlib
 import multiprocessing
+import select
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.vector.async_vector_env import _async_worker
 
 from semore_bench.envs import EnvConfig, make_env
 from semore_bench.memory import keep_freed_memory
@@ -157,6 +160,17 @@ class _Maker:
         return _Replayable(env, self.index)
 
 
+def _worker(index: int, env_fn: Callable[[], gym.Env], pipe: Connection, *others: Any) -> None:
+    """Gymnasium's own, but silent when its learner is gone: the pipe closes a moment before the kernel ends it too."""
+    try:
+        _async_worker(index, env_fn, pipe, *others)
+    except OSError:
+        hung_up = select.poll()
+        hung_up.register(pipe.fileno(), 0)
+        if not hung_up.poll(0):  # an environment's own trouble, such as a simulator that cannot be reached
+            raise
+
+
 class _Envs(AsyncVectorEnv):
     """Gymnasium's own, but a user's mistake that a worker finds, or a full disk, is raised without its traceback
     printed first, and workers are not asked to end: they hear no signal, and have nothing to save."""
@@ -197,7 +211,14 @@ def vector_env(env_id: str, config: EnvConfig, num_envs: int, autoreset_mode: Au
     """
     makers = [_Maker(env_id, config, index) for index in range(num_envs)]
     with _main_module_hidden(), signals_held():
-        return _Envs(makers, context=START_METHOD, shared_memory=True, copy=False, autoreset_mode=autoreset_mode)
+        return _Envs(
+            makers,
+            context=START_METHOD,
+            shared_memory=True,
+            copy=False,
+            worker=_worker,
+            autoreset_mode=autoreset_mode,
+        )
 
 
 ACTION_SPACES = {"continuous": spaces.Box, "discrete": spaces.Discrete}

@@ -1,6 +1,7 @@
 """Environments made from ids: spaces, seeds, workers, and clients that were not written for them."""
 
 import json
+import multiprocessing
 import pickle
 import subprocess
 import sys
@@ -11,12 +12,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env, data_equivalence
+from gymnasium.vector import AutoresetMode
 
 from semore_bench.args import CommonArgs
 from semore_bench.envs import EnvConfig, make_env
 from semore_bench.evaluation import FIRST_SEED, Episode, FrameStack, evaluate
 from semore_bench.transitions import Step
-from semore_bench.workers import Workers, _Maker, episode_seed
+from semore_bench.workers import Workers, _Maker, _worker, episode_seed
 from tests import odd_envs
 from wrappers import ActionRepeat, SeededMetaWorld, VectorAction
 from wrappers.errors import UserError
@@ -325,6 +327,32 @@ def test_workers_hand_over_the_last_frame_and_the_next_episode():
                 break
         assert terminated, "the episode should have ended at the border"
         assert steps[1].next_episode is None
+
+
+def _worker_without_a_learner(env_fn):
+    """In this process: one of an AsyncVectorEnv that holds the other end of the pipe no more."""
+    pipe, other_end = multiprocessing.Pipe()
+    errors = multiprocessing.get_context("spawn").SimpleQueue()
+    _worker(0, env_fn, pipe, other_end, None, errors, AutoresetMode.DISABLED, None)
+
+
+def test_a_worker_whose_learner_is_gone_ends_without_a_word():
+    closed = []
+
+    class Env(gym.Wrapper):
+        def close(self):
+            closed.append(True)
+
+    _worker_without_a_learner(lambda: Env(gym.make(TOY)))
+    assert closed
+
+
+def test_a_connection_that_the_environment_itself_has_lost_is_told():
+    def unreachable():
+        raise ConnectionRefusedError("no simulator at port 2000")
+
+    with pytest.raises(ConnectionRefusedError, match="no simulator"):
+        _worker_without_a_learner(unreachable)
 
 
 def test_an_interrupted_episode_is_run_again_up_to_where_it_was():
