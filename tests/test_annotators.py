@@ -259,7 +259,7 @@ def _annotate_all(directory, start, queue):
 
 
 def test_two_processes_write_one_cache(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # spawned ones would load PyTorch and more first
     start, queue = context.Barrier(2), context.Queue()
     processes = [context.Process(target=_annotate_all, args=(tmp_path, start, queue)) for _ in range(2)]
     for process in processes:
@@ -292,7 +292,7 @@ def _stop_in_the_middle(directory, reached):
 
 
 def test_a_writer_that_is_killed_leaves_a_good_cache(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     reached = context.Event()
     process = context.Process(target=_stop_in_the_middle, args=(tmp_path, reached))
     process.start()

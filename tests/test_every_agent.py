@@ -14,7 +14,7 @@ from tests.toy_runs import TOY, agent_step, assert_same, call, equal
 from wrappers.errors import UserError
 
 DISCRETE = "tests.toy_env:ToyDiscrete-v0"
-SHORT = {"total_env_steps": 160, "eval_every": 100, "eval_episodes": 1, "random_steps": 10, "checkpoint_every": 20}
+SHORT = {"total_env_steps": 120, "eval_every": 100, "eval_episodes": 1, "random_steps": 10, "checkpoint_every": 20}
 assert SHORT["total_env_steps"] / TOY["action_repeat"] > 2 * SHORT["checkpoint_every"]
 
 

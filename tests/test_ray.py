@@ -46,26 +46,26 @@ def on_ray(address: str, seeds: int) -> tuple[str, ...]:
 
 
 def test_one_of_two_nodes_dies_and_all_runs_finish_nonetheless(tmp_path, cluster):
-    process = start(tmp_path, SLOW, *on_ray(cluster.address, 4))
+    process = start(tmp_path, SLOW, *on_ray(cluster.address, 3))
     wait_until(lambda: sum(0 < count(run) < 90 for run in run_dirs(tmp_path)) == 2, process)
     before = [processes(run) for run in run_dirs(tmp_path)]
     cluster.remove_node(*cluster.worker_nodes, allow_graceful=False)  # SIGKILL
     assert ended(process) == 0, (tmp_path / "sweep.log").read_text()
     assert set(states(tmp_path).values()) == {"finished"}
-    assert len(states(tmp_path)) == 4
-    assert sorted(len(processes(run)) for run in run_dirs(tmp_path)) == [1, 1, 1, 2], "one was cut off and continued"
+    assert len(states(tmp_path)) == 3
+    assert sorted(len(processes(run)) for run in run_dirs(tmp_path)) == [1, 1, 2], "one was cut off and continued"
     assert all(gone(ids) for ids in before)
 
     # On the node that is left: a sweep that is stopped, and goes on.
-    arguments = on_ray(cluster.address, 5)
+    arguments = on_ray(cluster.address, 4)
     process = start(tmp_path, SLOW, *arguments)
     wait_until(lambda: any(0 < count(run) < 90 for run in run_dirs(tmp_path)), process)
     process.send_signal(signal.SIGINT)
     assert ended(process) == 130, (tmp_path / "sweep.log").read_text()
-    assert sorted(states(tmp_path).values()) == ["finished"] * 4 + ["stopped"]
+    assert sorted(states(tmp_path).values()) == ["finished"] * 3 + ["stopped"]
     assert all(gone(processes(run)) for run in run_dirs(tmp_path))
     assert finish(tmp_path, SLOW, *arguments).returncode == 0
-    assert list(states(tmp_path).values()) == ["finished"] * 5
+    assert list(states(tmp_path).values()) == ["finished"] * 4
 
 
 def test_an_address_where_nobody_answers(tmp_path):

@@ -21,7 +21,7 @@ CARTPOLE = {"env_id": "dm_control/cartpole-balance-v0", "action_repeat": 8, "tot
 CARTPOLE |= {"eval_every": 1000, "eval_episodes": 1}
 # Named things early and often: annotated frames come in batches, and the grounder learns before and after each kill.
 SEMORE = CARTPOLE | {
-    "annotate_every": 1,
+    "annotate_every": 2,
     "grounder_frames": 8,
     "grounder_updates": 6,
     "grounder_batch": 4,
