@@ -12,7 +12,7 @@ import open_clip
 import pytest
 import torch
 from huggingface_hub.errors import EntryNotFoundError
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -180,7 +180,14 @@ _names = [*clip_files._PARTS, *"tokenizer_kwargs timm_model_name hf_model_name h
 _part = st.dictionaries(st.sampled_from(_names) | st.text(max_size=9), _json, max_size=4) | _json
 
 
+def _with_tokenizer_options(options):
+    return json.dumps({"model_cfg": {"vision_cfg": {}, "text_cfg": {"tokenizer_kwargs": options}}}).encode()
+
+
 @settings(max_examples=200, deadline=None)
+@example(_with_tokenizer_options([None]))
+@example(_with_tokenizer_options(["clean"]))
+@example(_with_tokenizer_options(0))
 @given(
     st.binary(max_size=60)
     | _json.map(lambda document: json.dumps(document).encode())
@@ -195,7 +202,8 @@ def test_a_configuration_is_checked_or_refused(document):
     except (ValueError, RecursionError):
         return
     text = checked["model_cfg"]["text_cfg"]
-    assert set(text.get("tokenizer_kwargs") or {}) <= {"clean", "strip_sep_token", "language"}
+    options = text.get("tokenizer_kwargs")
+    assert options is None or isinstance(options, dict) and set(options) <= {"clean", "strip_sep_token", "language"}
 
 
 # ---- transformers ----

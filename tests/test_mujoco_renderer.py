@@ -358,7 +358,7 @@ print((renderers[-1].rgb() == pictures[-1]).all())
 
 def test_exit_is_silent_and_a_forked_child_gets_an_error_instead_of_hanging():
     result = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, "-W", "ignore", "-c", SCRIPT],
         capture_output=True,
         text=True,
         timeout=300,

@@ -177,7 +177,8 @@ def _checked(document: bytes) -> dict[str, Any]:
     vision, text = _section(model, "vision_cfg"), _section(model, "text_cfg")
     _allow("vision_cfg", vision, {field.name for field in dataclasses.fields(CLIPVisionCfg)})
     _allow("text_cfg", text, {field.name for field in dataclasses.fields(CLIPTextCfg)})
-    _allow("tokenizer_kwargs", text.get("tokenizer_kwargs") or {}, _TOKENIZER_OPTIONS)
+    if text.get("tokenizer_kwargs") is not None:
+        _allow("tokenizer_kwargs", _section(text, "tokenizer_kwargs"), _TOKENIZER_OPTIONS)
     _check_name_in(vision, "timm_model_name", _is_timm_architecture, "an architecture of timm")
     _check_name_in(text, "hf_model_name", _text_towers().__contains__, "a text tower that open_clip uses itself")
     _check_name_in(text, "hf_tokenizer_name", _REPOSITORY.fullmatch, "a name on the hub")
@@ -196,12 +197,14 @@ def _checked(document: bytes) -> dict[str, Any]:
 
 
 def _section(config: Any, name: str) -> dict[str, Any]:
-    if not isinstance(config, dict) or not isinstance(config.get(name), dict):
+    if not isinstance(config, dict) or name not in config:
         raise ValueError(f"{CONFIG} has no {name}")
+    if not isinstance(config[name], dict):
+        raise ValueError(f"{name} in {CONFIG} must be an object with options by name, got {str(config[name])[:60]}")
     return config[name]
 
 
-def _allow(section: str, given: Any, allowed: set[str]) -> None:
+def _allow(section: str, given: dict[str, Any], allowed: set[str]) -> None:
     other = sorted(set(given) - allowed)
     if other:
         raise ValueError(f"{CONFIG} sets {', '.join(other)} in {section}, which is not for a model's files to say")
