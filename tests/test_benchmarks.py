@@ -5,6 +5,7 @@ import re
 import pytest
 
 from semore_bench.benchmarks import guidance
+from semore_bench.benchmarks.envs import Envs
 from semore_bench.benchmarks.stepper import Stepper
 from semore_bench.cli import run
 from semore_bench.listing import AGENTS
@@ -63,6 +64,20 @@ def test_frames_per_second_of_environments(capsys):
     assert not run(["benchmark", "envs", *short, *captions])
     (row,) = [line for line in capsys.readouterr().out.splitlines() if "InvertedPendulum" in line]
     assert len(re.findall(r"\d+ \(\d+-\d+\)", row)) == 3
+
+
+def test_what_was_measured_before_an_interruption_is_shown(monkeypatch, capsys):
+    def measure(self, env_id, count, settings):
+        if env_id == "Second-v0":
+            raise KeyboardInterrupt
+        return {name: [70.0, 80.0, 90.0] for name in settings}
+
+    monkeypatch.setattr(Envs, "_measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        Envs(env_ids=("First-v0", "Second-v0"), num_envs=(1,), annotator="none").run()
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "-v0" in line]
+    assert "First-v0" in row
+    assert row.count("80 (70-90)") == 2
 
 
 def test_training_goes_on_beside_a_slow_captioner(monkeypatch, trained):

@@ -70,13 +70,15 @@ class Envs:
         table.add_column("environments", justify="right")
         for name in settings:
             table.add_column(name, justify="right", no_wrap=True)
-        with console.status("") as status:
-            for env_id in env_ids:
-                for count in self.num_envs:
-                    status.update(f"{env_id}, {count}")
-                    speeds = self._measure(env_id, count, settings)
-                    table.add_row(env_id, str(count), *map(_median_and_range, speeds.values()))
-        console.print(table)
+        try:
+            with console.status("") as status:
+                for env_id in env_ids:
+                    for count in self.num_envs:
+                        status.update(f"{env_id}, {count}")
+                        speeds = self._measure(env_id, count, settings)
+                        table.add_row(env_id, str(count), *map(_median_and_range, speeds.values()))
+        finally:  # what was measured before Ctrl-C, or before an environment that cannot be made
+            console.print(table)
 
     def _settings(self) -> dict[str, EnvConfig]:
         rgb = EnvConfig(image_size=self.image_size, action_repeat=self.action_repeat, flow=None)
