@@ -66,18 +66,31 @@ def test_frames_per_second_of_environments(capsys):
     assert len(re.findall(r"\d+ \(\d+-\d+\)", row)) == 3
 
 
-def test_what_was_measured_before_an_interruption_is_shown(monkeypatch, capsys):
-    def measure(self, env_id, count, settings):
-        if env_id == "Second-v0":
+@pytest.mark.parametrize(
+    ("command", "measured"),
+    [
+        (Envs(env_ids=("First-v0", "Second-v0"), num_envs=(1,), annotator="none"), "_measure"),
+        (guidance.Guidance(env_ids=("First-v0", "Second-v0")), "_environment"),
+    ],
+    ids=["envs", "guidance"],
+)
+def test_what_was_measured_before_an_interruption_is_shown(monkeypatch, capsys, command, measured):
+    def measure(self, env_id, *_):
+        if env_id == ends_at:
             raise KeyboardInterrupt
-        return {name: [70.0, 80.0, 90.0] for name in settings}
+        return {name: [70.0, 80.0, 90.0] for name in ("rgb", "flow", "captions")[: 2 if measured == "_measure" else 3]}
 
-    monkeypatch.setattr(Envs, "_measure", measure)
+    monkeypatch.setattr(type(command), measured, measure)
+    ends_at = "Second-v0"
     with pytest.raises(KeyboardInterrupt):
-        Envs(env_ids=("First-v0", "Second-v0"), num_envs=(1,), annotator="none").run()
+        command.run()
     (row,) = [line for line in capsys.readouterr().out.splitlines() if "-v0" in line]
     assert "First-v0" in row
-    assert row.count("80 (70-90)") == 2
+    assert "80" in row
+    ends_at = "First-v0"  # nothing was measured: an empty table says nothing
+    with pytest.raises(KeyboardInterrupt):
+        command.run()
+    assert not capsys.readouterr().out.strip()
 
 
 def test_training_goes_on_beside_a_slow_captioner(monkeypatch, trained):

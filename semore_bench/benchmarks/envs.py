@@ -78,7 +78,8 @@ class Envs:
                         speeds = self._measure(env_id, count, settings)
                         table.add_row(env_id, str(count), *map(_median_and_range, speeds.values()))
         finally:  # what was measured before Ctrl-C, or before an environment that cannot be made
-            console.print(table)
+            if table.row_count:
+                console.print(table)
 
     def _settings(self) -> dict[str, EnvConfig]:
         rgb = EnvConfig(image_size=self.image_size, action_repeat=self.action_repeat, flow=None)

@@ -63,17 +63,20 @@ class Guidance:
         for name in ("environment", "RGB", "and flow", "quotient", "and captions", "quotient"):
             table.add_column(name, justify="left" if name == "environment" else "right", no_wrap=True)
         together: dict[str, list[float]] = {"rgb": [], "flow": [], "captions": []}
-        for env_id in self.env_ids:
-            speeds = self._environment(env_id)
-            for name, values in speeds.items():
-                together[name] += values
-            cells = [f"{statistics.median(speeds['rgb']):.0f}"]
-            for name in ("flow", "captions"):
-                cells += [f"{statistics.median(speeds[name]):.0f}", quotient(speeds[name], speeds["rgb"])]
-            table.add_row(env_id.removeprefix("dm_control/"), *cells)
-        flow, captions = (quotient(together[name], together["rgb"]) for name in ("flow", "captions"))
-        table.add_row("all of these", "", "", flow, "", captions)
-        console.print(table)
+        try:
+            for env_id in self.env_ids:
+                speeds = self._environment(env_id)
+                for name, values in speeds.items():
+                    together[name] += values
+                cells = [f"{statistics.median(speeds['rgb']):.0f}"]
+                for name in ("flow", "captions"):
+                    cells += [f"{statistics.median(speeds[name]):.0f}", quotient(speeds[name], speeds["rgb"])]
+                table.add_row(env_id.removeprefix("dm_control/"), *cells)
+        finally:  # what was measured before Ctrl-C, or before an environment that cannot be made
+            if table.row_count:
+                flow, captions = (quotient(together[name], together["rgb"]) for name in ("flow", "captions"))
+                table.add_row("all of these", "", "", flow, "", captions)
+                console.print(table)
         if self.training_blocks:
             console.print(self._training())
 
