@@ -93,6 +93,16 @@ def test_what_was_measured_before_an_interruption_is_shown(monkeypatch, capsys, 
     assert not capsys.readouterr().out.strip()
 
 
+@pytest.mark.parametrize(("annotated_at", "steps"), [(None, 6), (1, 6), (17, 17), (10**6, 48)])
+def test_models_are_loaded_before_anything_is_timed(annotated_at, steps):
+    """They are loaded for the first batch of frames, long after the first frame."""
+    taken = []
+    guidance.warm_up(
+        lambda: taken.append(1), lambda: annotated_at and float(len(taken) >= annotated_at), annotate_every=2
+    )
+    assert len(taken) == steps
+
+
 def test_training_goes_on_beside_a_slow_captioner(monkeypatch, trained):
     """With its real server and client; what the captions say is found in the replay of the run."""
     monkeypatch.setattr(guidance, "SLOW_SECONDS", 0.2)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import gymnasium as gym
@@ -14,8 +15,10 @@ from gymnasium.vector import AsyncVectorEnv
 from rich.console import Console
 from rich.table import Table
 
+from semore_bench.benchmarks.guidance import warm_up
 from semore_bench.envs import EnvConfig
 from semore_bench.workers import vector_env
+from wrappers.backends.queues import BATCH_SIZE
 from wrappers.errors import UserError
 
 FAMILIES = {
@@ -43,16 +46,16 @@ class Envs:
     """height and width of the frames in pixels"""
     action_repeat: int = 1
     """simulator steps per frame"""
-    annotate_every: int = 8
+    annotate_every: int = 4
     """agent steps between annotated frames"""
     annotator: Literal["embedded", "simulator", "none"] = "embedded"
     """annotator; none: without captions"""
     num_envs: tuple[int, ...] = (1, 4)
     """numbers of environments stepped in parallel; frames per second are their total"""
-    blocks: int = 5
+    blocks: int = 3
     """blocks per setting, in alternation"""
     seconds: float = 0.5
-    """seconds per block"""
+    """seconds per block, which goes on until a batch of 8 frames of every environment could be annotated"""
 
     def run(self) -> None:
         """Measures, and prints a table, an environment after the other."""
@@ -94,9 +97,8 @@ class Envs:
         speeds: dict[str, list[float]] = {name: [] for name in settings}
         with ExitStack() as stack:
             arms = {name: stack.enter_context(_open(env_id, config, count)) for name, config in settings.items()}
-            for envs in arms.values():  # models are loaded, and everything is warm
-                for _ in range(3 * self.annotate_every):
-                    envs.step(envs.action_space.sample())
+            for name, envs in arms.items():  # models are loaded, and everything is warm
+                warm_up(partial(_step, envs), partial(_annotations, envs, settings[name]), self.annotate_every)
             order = np.random.default_rng(0)
             for _ in range(self.blocks):
                 for name in order.permutation(list(arms)):
@@ -105,8 +107,9 @@ class Envs:
 
     def _turn(self, envs: AsyncVectorEnv) -> float:
         began, steps = time.perf_counter(), 0
-        while (spent := time.perf_counter() - began) < self.seconds:
-            envs.step(envs.action_space.sample())
+        batch = BATCH_SIZE * self.annotate_every  # a shorter block may have no annotation in it
+        while (spent := time.perf_counter() - began) < self.seconds or steps < batch:
+            _step(envs)
             steps += 1
         return steps * envs.num_envs / spent
 
@@ -120,6 +123,15 @@ def _open(env_id: str, config: EnvConfig, count: int) -> Iterator[gym.vector.Vec
         yield envs
     finally:
         envs.close(terminate=True)
+
+
+def _step(envs: gym.vector.VectorEnv) -> None:
+    envs.step(envs.action_space.sample())
+
+
+def _annotations(envs: gym.vector.VectorEnv, config: EnvConfig) -> float | None:
+    """Of the environment that has fewest; None without an annotator."""
+    return None if config.annotator == "none" else min(row["annotations"] for row in envs.call("statistics"))
 
 
 def _median_and_range(speeds: list[float]) -> str:

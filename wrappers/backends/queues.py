@@ -99,6 +99,10 @@ class SyncQueue:
         """Does nothing: there is nothing under way."""
 
 
+BATCH_SIZE = 8
+"""frames that a `PipelinedQueue` annotates at once"""
+
+
 class PipelinedQueue(SyncQueue):
     """Annotates requests a batch at a time, in a thread of its own, and hands them over when the next batch is full.
 
@@ -110,7 +114,7 @@ class PipelinedQueue(SyncQueue):
         batch_size: frames that are annotated at once.
     """
 
-    def __init__(self, annotator: Annotator, batch_size: int = 8):
+    def __init__(self, annotator: Annotator, batch_size: int = BATCH_SIZE):
         super().__init__(annotator)
         self.batch_size = batch_size
         self._thread = ThreadPoolExecutor(1, "annotator")
