@@ -218,6 +218,7 @@ def _quietly() -> Iterator[None]:
     with warnings.catch_warnings(), without_display():
         warnings.filterwarnings("ignore", "overflow encountered in cast", RuntimeWarning)
         warnings.filterwarnings("ignore", ".*not in the possible render_modes")
+        warnings.filterwarnings("ignore", ".*precision lowered by casting")  # the bounds -1 and 1
         yield
 
 

@@ -49,7 +49,7 @@ class _Shape:
     source: str = "nobody"
 
     def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation | None]:
-        raise NotImplementedError("an environment that was made for its spaces alone was stepped")
+        raise RuntimeError("an environment that was made for its spaces alone was stepped")
 
 
 class _FlowInBytes(gym.ObservationWrapper):

@@ -4,9 +4,11 @@ import re
 
 import pytest
 
+from semore_bench.benchmarks import agents as benchmarked_agents
 from semore_bench.benchmarks import guidance
+from semore_bench.benchmarks.agents import Agents
 from semore_bench.benchmarks.envs import Envs
-from semore_bench.benchmarks.stepper import Stepper
+from semore_bench.benchmarks.stepper import Block, Stepper
 from semore_bench.cli import run
 from semore_bench.listing import AGENTS
 from wrappers.errors import UserError
@@ -91,6 +93,50 @@ def test_what_was_measured_before_an_interruption_is_shown(monkeypatch, capsys, 
     with pytest.raises(KeyboardInterrupt):
         command.run()
     assert not capsys.readouterr().out.strip()
+
+
+class _Stepped:
+    """Stands for `Stepper`: an interruption comes after so many measured blocks."""
+
+    measured = 0
+    interrupted_after = 0
+
+    def __init__(self, *_):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def run(self, turns):
+        if turns == BLOCK_STEPS:
+            if _Stepped.measured == _Stepped.interrupted_after:
+                raise KeyboardInterrupt
+            _Stepped.measured += 1
+        return Block(*[40.0] * 9, flow=False, busy=[40.0])
+
+
+BLOCK_STEPS = 7
+TWO_AGENTS = Agents(names=("sac_pixel",), env_id="InvertedPendulum-v5", block_steps=BLOCK_STEPS)
+TRAINING = guidance.Guidance(env_ids=("First-v0",), training_steps=BLOCK_STEPS)
+
+
+@pytest.mark.parametrize("command", [TWO_AGENTS, TRAINING], ids=["agents", "training"])
+@pytest.mark.parametrize(("blocks", "rows"), [(1, 0), (2, 2), (5, 2)])
+def test_whole_rounds_before_an_interruption_are_shown(monkeypatch, capsys, command, blocks, rows):
+    _Stepped.measured, _Stepped.interrupted_after = 0, blocks
+    monkeypatch.setattr(benchmarked_agents, "Stepper", _Stepped)
+    monkeypatch.setattr(guidance, "Stepper", _Stepped)
+    monkeypatch.setattr(guidance.Guidance, "_environment", lambda *_: {"rgb": [9.0], "flow": [9.0], "captions": [9.0]})
+    monkeypatch.setattr(Agents, "_environment_milliseconds", lambda self: {None: 5.0, "dis": 6.0})
+    with pytest.raises(KeyboardInterrupt):
+        command.run()
+    printed = capsys.readouterr().out
+    assert len([line for line in printed.splitlines() if " 40.0 " in line]) == rows
+    if rows and command is TWO_AGENTS:
+        assert f"medians of {blocks // 2} blocks" in " ".join(printed.split())
 
 
 @pytest.mark.parametrize(("annotated_at", "steps"), [(None, 6), (1, 6), (17, 17), (10**6, 48)])
@@ -181,3 +227,21 @@ def test_agents_are_measured_beside_those_with_the_same_kind_of_actions():
     assert {name for name in agents() if _actions(name) == "discrete"} == {"drq_dqn", "semore_dqn"}
     assert {_actions(name) for name in agents()} == {"discrete", "continuous"}
     assert _actions("nobody") == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "envs --num-envs",
+        "envs --num-envs 0",
+        "envs --seconds 0",
+        "guidance --env-ids",
+        "guidance --block-steps 0",
+        "agents --blocks 0",
+        "agents --names nobody",
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line(capfd, words):
+    assert run(["benchmark", *words.split()])
+    (line,) = capfd.readouterr().err.splitlines()
+    assert re.search("must be at least 1|is empty; name|there is no agent 'nobody'; expected", line)

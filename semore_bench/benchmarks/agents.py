@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from semore_bench.benchmarks.guidance import quotient
-from semore_bench.benchmarks.stepper import Stepper
+from semore_bench.benchmarks.stepper import Block, Stepper
 from semore_bench.envs import EnvConfig
 from semore_bench.listing import AGENTS, agent_files
 from semore_bench.memory import hand_back_freed_memory, keep_freed_memory
@@ -61,13 +61,13 @@ class Agents:
             raise UserError("--blocks and --block-steps must be at least 1")
         console = Console(width=max(Console().width, 120))
         if self.against is None:
-            console.print(self._all_agents())
+            self._all_agents(console)
         elif self.against[0] == OFFICIAL:
-            console.print(self._against_official(self.against[1]))
+            self._against_official(self.against[1], console)
         else:
             raise UserError(f"--against {self.against[0]} is not known; expected {OFFICIAL} and the folder of its code")
 
-    def _all_agents(self) -> Table:
+    def _all_agents(self, console: Console) -> None:
         known = agent_files()
         names = list(dict.fromkeys([self.baseline, *(self.names or self._comparable())]))
         for name in names:
@@ -79,19 +79,25 @@ class Agents:
         flags += ["--bfloat16"] if self.bfloat16 else []
         flags += [] if self.batch_size is None else ["--batch-size", str(self.batch_size)]
         environment = self._environment_milliseconds()
-        with ExitStack() as stack:
-            steppers = {}
-            for name in names:
-                agent, *own = name.split()
-                steppers[name] = stack.enter_context(Stepper(AGENTS / f"{agent}.py", [*flags, *own]))
-            for stepper in steppers.values():
-                stepper.run(random_steps + self.block_steps)  # random steps, and what is slow the first time
-            blocks: dict[str, list[Any]] = {name: [] for name in names}
-            for _ in range(self.blocks):
-                for name, stepper in steppers.items():
-                    blocks[name].append(stepper.run(self.block_steps))
+        rounds: list[dict[str, Block]] = []
+        try:
+            with ExitStack() as stack:
+                steppers = {}
+                for name in names:
+                    agent, *own = name.split()
+                    steppers[name] = stack.enter_context(Stepper(AGENTS / f"{agent}.py", [*flags, *own]))
+                for stepper in steppers.values():
+                    stepper.run(random_steps + self.block_steps)  # random steps, and what is slow the first time
+                for _ in range(self.blocks):
+                    rounds.append({name: stepper.run(self.block_steps) for name, stepper in steppers.items()})
+        finally:  # what was measured before Ctrl-C
+            if rounds:
+                console.print(self._table(names, rounds, environment))
+
+    def _table(self, names: list[str], rounds: list[dict[str, Block]], environment: dict[str | None, float]) -> Table:
+        blocks = {name: [row[name] for row in rounds] for name in names}
         table = Table(
-            title=f"milliseconds per agent step, preset {self.preset}, {self.env_id}: medians of {self.blocks} blocks",
+            title=f"milliseconds per agent step, preset {self.preset}, {self.env_id}: medians of {len(rounds)} blocks",
             caption=f"An environment's step alone takes {environment[None]:.1f} ms, with flow {environment['dis']:.1f} "
             "ms; it runs beside the update. step: all, over the longer of environment and act + update in each step. "
             f"update/baseline: against {self.baseline}.",
@@ -154,7 +160,7 @@ class Agents:
         names = [name for name in agent_files() if _actions(name) == _actions(self.baseline)]
         return [*names, "semore_sac --pixels"] if "semore_sac" in names else names
 
-    def _against_official(self, folder: Path) -> Table:
+    def _against_official(self, folder: Path, console: Console) -> None:
         """One update of each in turn, in this process, on the same batch and with the same threads."""
         import torch
 
@@ -196,25 +202,30 @@ class Agents:
                 torch.cuda.synchronize()
             return 1e3 * (time.perf_counter() - began)
 
-        times: dict[str, list[float]] = {"official": [], "ours": []}
-        for index in range(2 + self.blocks * 2):  # the first two warm up
-            row = {
-                "official": timed(hand_back_freed_memory, lambda: official.update(iter([columns]), 0)),
-                "ours": timed(keep_freed_memory, lambda index=index: ours.update(replay, index)),
-            }
-            if index >= 2:
-                for name, value in row.items():
-                    times[name].append(value)
-        table = Table(
-            title=f"a DrQ-v2 update, {args.image_size} px, batch {batch_size}, {device}, "
-            f"{torch.get_num_threads()} threads, our convolutions in {'bfloat16' if self.bfloat16 else 'float32'}",
-            caption="the official code with its own settings for logs (none); quotient: median (quartiles) over pairs",
-        )
-        for column in ("official, ms", "ours, ms", "official / ours"):
-            table.add_column(column, justify="right")
-        medians = [f"{statistics.median(times[name]):.0f}" for name in ("official", "ours")]
-        table.add_row(*medians, quotient(times["official"], times["ours"]))
-        return table
+        pairs: list[tuple[float, float]] = []
+        try:
+            for index in range(2 + self.blocks * 2):
+                pairs.append(
+                    (
+                        timed(hand_back_freed_memory, lambda: official.update(iter([columns]), 0)),
+                        timed(keep_freed_memory, lambda index=index: ours.update(replay, index)),
+                    )
+                )
+        finally:  # what was measured before Ctrl-C
+            if len(pairs) > 2:  # the first two warm up
+                theirs, own = map(list, zip(*pairs[2:], strict=True))
+                table = Table(
+                    title=f"a DrQ-v2 update, {args.image_size} px, batch {batch_size}, {device}, "
+                    f"{torch.get_num_threads()} threads, our convolutions in "
+                    f"{'bfloat16' if self.bfloat16 else 'float32'}",
+                    caption="the official code with its own settings for logs (none); quotient: median (quartiles) "
+                    "over pairs",
+                )
+                for column in ("official, ms", "ours, ms", "official / ours"):
+                    table.add_column(column, justify="right")
+                medians = [f"{statistics.median(times):.0f}" for times in (theirs, own)]
+                table.add_row(*medians, quotient(theirs, own))
+                console.print(table)
 
 
 def _actions(name: str) -> Any:

@@ -55,11 +55,11 @@ class Envs:
     blocks: int = 3
     """blocks per setting, in alternation"""
     seconds: float = 0.5
-    """seconds per block; those with captions go on until a batch of 8 frames of every environment was annotated"""
+    """seconds per block; those with captions go on until a batch of 8 frames of every environment was asked for"""
 
     def run(self) -> None:
         """Measures, and prints a table, an environment after the other."""
-        if min(self.blocks, *self.num_envs) < 1 or self.seconds <= 0:
+        if not self.num_envs or min(self.blocks, *self.num_envs) < 1 or self.seconds <= 0:
             raise UserError("--blocks and --num-envs must be at least 1, --seconds more than 0")
         env_ids = self.env_ids or tuple(name for name, needs in FAMILIES.items() if importlib.util.find_spec(needs))
         settings = self._settings()

@@ -57,6 +57,8 @@ class Guidance:
         """Measures, and prints two tables."""
         if min(self.blocks, self.block_steps, self.training_steps) < 1 or self.training_blocks < 0:
             raise UserError("--blocks, --block-steps and --training-steps must be at least 1")
+        if not self.env_ids:
+            raise UserError("--env-ids is empty; name one environment or more, or leave it out")
         console = Console(width=max(Console().width, 110))
         table = Table(
             title=f"env steps per second at {self.image_size} px, captions ({self.annotator}) every "
@@ -81,7 +83,7 @@ class Guidance:
                 table.add_row("all of these", "", "", flow, "", captions)
                 console.print(table)
         if self.training_blocks:
-            console.print(self._training())
+            self._training(console)
 
     def _environment(self, env_id: str) -> dict[str, list[float]]:
         rgb = EnvConfig(image_size=self.image_size, action_repeat=self.action_repeat, flow=None)
@@ -105,32 +107,34 @@ class Guidance:
                     speeds[name].append(env_steps / (time.perf_counter() - began))
         return speeds
 
-    def _training(self) -> Table:
+    def _training(self, console: Console) -> None:
         agent = AGENTS / "semore_sac.py"
         common = ["--env-id", self.env_ids[0], "--preset", "lite", "--random-steps", "50"]
         # Where things are named, actor and critics read numbers instead of pixels: with both, the two train alike.
         common += ["--annotate-every", str(self.annotate_every), "--pixels"]
-        milliseconds: dict[str, list[float]] = {"none": [], "slow": []}
-        with _slow_server() as url, ExitStack() as stack:
-            flags = {
-                "none": ["--annotator", "none"],
-                "slow": ["--annotator", f"openai:{url}#slow", "--clip", "embedded"],
-            }
-            arms = {name: stack.enter_context(Stepper(agent, [*common, *flags[name]])) for name in milliseconds}
-            for arm in arms.values():
-                arm.run(100)
-            for _ in range(self.training_blocks):
-                for name, arm in arms.items():
-                    milliseconds[name].append(arm.run(self.training_steps).turn)
-        table = Table(
-            title=f"a training step of semore_sac --pixels, captions from a server that takes {SLOW_SECONDS:g} s"
-        )
-        for name in ("captions", "milliseconds", "speed against captions off: median (quartiles)"):
-            table.add_column(name, justify="left" if name == "captions" else "right")
-        table.add_row("off", f"{statistics.median(milliseconds['none']):.1f}", "")
-        slow = f"{statistics.median(milliseconds['slow']):.1f}"
-        table.add_row("slow, async", slow, quotient(milliseconds["none"], milliseconds["slow"]))
-        return table
+        rounds: list[tuple[float, float]] = []
+        try:
+            with _slow_server() as url, ExitStack() as stack:
+                annotators = ["none"], [f"openai:{url}#slow", "--clip", "embedded"]
+                off, slow = (
+                    stack.enter_context(Stepper(agent, [*common, "--annotator", *flags])) for flags in annotators
+                )
+                for arm in (off, slow):
+                    arm.run(100)
+                for _ in range(self.training_blocks):
+                    rounds.append((off.run(self.training_steps).turn, slow.run(self.training_steps).turn))
+        finally:  # what was measured before Ctrl-C
+            if rounds:
+                without, beside = map(list, zip(*rounds, strict=True))
+                table = Table(
+                    title="a training step of semore_sac --pixels, captions from a server that takes "
+                    f"{SLOW_SECONDS:g} s"
+                )
+                for name in ("captions", "milliseconds", "speed against captions off: median (quartiles)"):
+                    table.add_column(name, justify="left" if name == "captions" else "right")
+                table.add_row("off", f"{statistics.median(without):.1f}", "")
+                table.add_row("slow, async", f"{statistics.median(beside):.1f}", quotient(without, beside))
+                console.print(table)
 
 
 def warm_up(step: Callable[[], object], annotations: Callable[[], float | None], annotate_every: int) -> None:
