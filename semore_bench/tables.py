@@ -25,10 +25,10 @@ STATISTICS = ("mean", "median", "iqm", "optimality_gap")
 class Table:
     """What `make_table` returns.
 
-    `rows`: a row per task (`ALL` first) and agent, best IQM first, incomplete agents last; scores of a task in its own
-    unit, scores of `ALL` and every optimality gap normalised; NaN where a number does not exist. `caption`: what is
-    compared. `notes`: seeds that failed or are missing, and whatever else a reader must know. `guidance`: who trained
-    the models that guide which agents.
+    `rows`: a row per task (`ALL` first) and agent, those with most tasks first and among these the best IQM; scores of
+    a task in its own unit, scores of `ALL` and every optimality gap normalised; NaN where a number does not exist.
+    `caption`: what is compared. `notes`: seeds that failed or are missing, and whatever else a reader must know.
+    `guidance`: who trained the models that guide which agents.
     """
 
     caption: str
@@ -123,9 +123,9 @@ def make_table(results: Results, at: int | None = None, baseline: str | None = N
             row |= time_columns(tasks, agent, baseline, timed, normalised=where == ALL)
     order = {task: number for number, task in enumerate([ALL, *(task.env_id for task in results.tasks)])}
     frame = pd.DataFrame(rows)
-    frame = frame.assign(order=frame.task.map(order), part=frame.tasks < frame.tasks_expected)
-    frame = frame.sort_values(["order", "part", "iqm"], ascending=[True, True, False], kind="stable")
-    frame = frame.drop(columns=["order", "part"]).reset_index(drop=True)
+    frame = frame.assign(order=frame.task.map(order))
+    frame = frame.sort_values(["order", "tasks", "iqm"], ascending=[True, False, False], kind="stable")
+    frame = frame.drop(columns="order").reset_index(drop=True)
     where = "the end of each task's budget" if at is None else f"{at:,} env steps"
     caption = f"{results.title} at {where}, {len(results.tasks)} task{'s' * (len(results.tasks) > 1)}"
     if results.setting != results.usual:

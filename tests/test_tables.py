@@ -215,6 +215,19 @@ def test_an_agent_that_misses_a_task_is_ranked_last_and_said_to(tmp_path, suite)
     assert "nothing was run on" not in text
 
 
+def test_agents_of_more_tasks_come_first_whatever_they_score(tmp_path):
+    cheetah = "dm_control/cheetah-run-v0"
+    root = write_sweep(tmp_path / "tiny", tasks=(WALKER, REACHER, cheetah))
+    for task in (WALKER, REACHER):
+        write_run(root, task, "two", 1, {2000: [500.0]})
+    write_run(root, WALKER, "one", 1, {2000: [1000.0]})
+    made = make_table(collect([root], write_suite(tmp_path / "three.toml", WALKER, REACHER, cheetah)))
+    ranked = made.rows[made.rows.task == ALL]
+    assert ranked.agent.tolist() == ["semore_sac", "drq_sac", "two", "one"]
+    assert ranked.tasks.tolist() == [3, 3, 2, 1]
+    assert made.rows[made.rows.task == WALKER].agent.tolist() == ["one", "two", "semore_sac", "drq_sac"]
+
+
 def test_what_nobody_ran_is_one_note_and_no_table(tmp_path, suite):
     root = write_sweep(tmp_path / "tiny")
     shutil.rmtree(root / REACHER.replace("/", "_"))
