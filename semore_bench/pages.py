@@ -3,9 +3,12 @@
 import ast
 import csv
 import json
+import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from semore_bench.listing import AGENTS
 from wrappers.errors import UserError
@@ -123,8 +126,18 @@ def _scores(folder: str, rows: list[dict[str, str]]) -> str:
     table = "\n".join(["| task | IQM | mean ± std | seeds |", "|---|--:|--:|--:|", *lines])
     curves = f"![learning curves](../../results/{folder}/curves.png)"
     place = f"[`results/{folder}`](../../results/{folder}/table.md) has all agents, intervals and provenance"
-    commits = ", ".join(read_commits(ROOT / "results" / folder))
+    commits = ", ".join(read_commits(folder))
     return f"At the end of each task's budget; {place} (commits {commits}).\n\n{table}\n\n{curves}"
+
+
+def _interval(row: dict[str, str], name: str, shown: Callable[[str], str]) -> str:
+    if not row[name] or not row[f"{name}_low"]:
+        return shown(row[name])
+    return f"{shown(row[name])} [{shown(row[f'{name}_low'])}, {shown(row[f'{name}_high'])}]"
+
+
+def _hundredths(text: str) -> str:
+    return "–" if not text else "∞" if float(text) == math.inf else f"{float(text):.2f}"
 
 
 def _score(text: str) -> str:
@@ -153,10 +166,14 @@ def read_scores(folder: Path) -> dict[str, list[dict[str, str]]]:
     return found
 
 
-def read_commits(folder: Path) -> list[str]:
+def read_provenance(folder: str) -> dict[str, Any]:
+    """What a folder of `results/` says of its runs."""
+    return json.loads((ROOT / "results" / folder / "provenance.json").read_text("utf-8"))
+
+
+def read_commits(folder: str) -> list[str]:
     """Commits that a folder's runs were made at, shortened."""
-    environments = json.loads((folder / "provenance.json").read_text("utf-8"))["environments"]
-    return list(dict.fromkeys(str(environment["commit"])[:7] for environment in environments))
+    return list(dict.fromkeys(str(made["commit"])[:7] for made in read_provenance(folder)["environments"]))
 
 
 def pages() -> dict[str, str]:
@@ -179,35 +196,49 @@ def readme(text: str) -> str:
 
 
 def results_table() -> str:
-    """Agents with their scores over all tasks of a folder of results that was compared in full, best first."""
+    """For each folder of results the agents that were run on all of its tasks, best first, and who else is in it."""
     agents = {file.stem: read_agent(file) for file in sorted(AGENTS.glob("*.py"))}
     kept = {file.parent.name: read_scores(file.parent) for file in sorted(ROOT.glob("results/*/table.csv"))}
     parts = []
     for folder, scores in kept.items():
         rows = [row for rows in scores.values() for row in rows if row["task"] == "all tasks"]
-        rows.sort(key=lambda row: (-int(row["tasks"]), -float(row["iqm"] or 0)))
-        lines = []
-        for row in rows:
-            name = row["agent"]
-            method = agents[name].title if name in agents else "an ablation"
-            shown = f"[`{name}`](docs/agents/{name}.md)" if name in agents else f"`{name}`"
-            interval = f"{_score(row['iqm'])} [{_score(row['iqm_low'])}, {_score(row['iqm_high'])}]"
-            spread = f"{_score(row['mean'])} ± {_score(row['std'])}"
-            tasks = f"{row['tasks']} of {row['tasks_expected']}"
-            lines.append(f"| {shown} | {method} | {interval} | {spread} | {tasks} | {row['seeds_low']} |")
-        commits = ", ".join(read_commits(ROOT / "results" / folder))
-        table = "\n".join(
-            ["| agent | method | IQM [95%] | mean ± std | tasks | seeds |", "|---|---|--:|--:|--:|--:|", *lines]
-        )
+        compared = [row for row in rows if row["tasks"] == row["tasks_expected"]]
         parts.append(
-            f"Normalised returns at the end of the budgets of [`{folder}`](results/{folder}/table.md), over the tasks\n"
-            f"that an agent was run on: rows with the same tasks can be compared. Commits: {commits}.\n\n{table}"
+            f"Normalised returns at the end of the budgets of [`{folder}`](results/{folder}/table.md), all tasks\n"
+            f"together; commits {', '.join(read_commits(folder))}."
         )
+        parts += [_compared(folder, compared, agents)] if compared else []
+        if partly := [f"{_agent(row['agent'], agents)} ({row['tasks']})" for row in rows if row not in compared]:
+            parts.append(f"On some of its {rows[0]['tasks_expected']} tasks: {', '.join(partly)}.")
     without = [name for name in agents if not any(name in scores for scores in kept.values())]
     if without:
         links = ", ".join(f"[`{name}`](docs/agents/{name}.md)" for name in without)
         parts.append(f"Without kept results yet: {links}.")
     return "\n\n".join(parts) + "\n\n"
+
+
+def _compared(folder: str, rows: list[dict[str, str]], agents: dict[str, AgentFile]) -> str:
+    baseline, timed = read_provenance(folder)["baseline"], any(row.get("seconds") for row in rows)
+    columns = ["agent", "method", "IQM [95%]", "mean ± std"]
+    columns += [f"P(better than {baseline}) [95%]"] if baseline else []
+    columns += ["seconds per run"] if timed else []
+    columns += [f"time to {baseline}'s IQM"] if timed and baseline else []
+    lines = []
+    for row in sorted(rows, key=lambda row: -float(row["iqm"] or 0)):
+        other = "published by others" if row["source"] == "published" else "a variant"
+        method = agents[row["agent"]].title if row["agent"] in agents else other
+        cells = [_agent(row["agent"], agents), method]
+        cells += [_interval(row, "iqm", _score), f"{_score(row['mean'])} ± {_score(row['std'])}"]
+        cells += [_interval(row, "p_improvement", _hundredths)] if baseline else []
+        cells += [f"{float(row['seconds']):.0f}" if row["seconds"] else "–"] if timed else []
+        cells += [_hundredths(row["time_share"])] if timed and baseline else []
+        lines.append([*cells, row["seeds_low"]])
+    ruler = ["---", "---", *["--:"] * (len(columns) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in ([*columns, "seeds"], ruler, *lines))
+
+
+def _agent(name: str, agents: dict[str, AgentFile]) -> str:
+    return f"[`{name}`](docs/agents/{name}.md)" if name in agents else f"`{name}`"
 
 
 def main() -> None:

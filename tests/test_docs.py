@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from semore_bench import cli, pages
+from semore_bench import cli, estimates, pages
+from semore_bench.names import PUBLISHED
+from semore_bench.results import results
+from tests.synthetic_runs import REACHER, WALKER, write_run, write_suite, write_timed_sweep
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "results/README.md")]
@@ -24,6 +27,36 @@ def test_generated_pages_are_current():
 def test_the_table_of_the_readme_is_current():
     text = (ROOT / "README.md").read_text("utf-8")
     assert text == pages.readme(text), "type: make docs"
+
+
+def test_the_readme_compares_who_was_run_on_all_tasks_and_names_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(estimates, "REPETITIONS", 100)  # no digit of an interval is compared here
+    runs = write_timed_sweep(tmp_path / "tiny")
+    write_run(runs, WALKER, "curl_sac", 1, {2000: [1000.0]})
+    write_run(runs, WALKER, "semore_sac_variant", 1, {2000: [500.0]})
+    (tmp_path / "published.csv").write_text(
+        "agent,task,seed,env_step,episode_return\n"
+        + "".join(f"dreamer,{task},1,2000,600\n" for task in (WALKER, REACHER))
+    )
+    folder = tmp_path / "results" / "tiny"
+    suite = write_suite(tmp_path / "tiny.toml", WALKER, REACHER)
+    results("build", (runs,), suite, "drq_sac", folder, tmp_path / "published.csv")
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    text = pages.results_table()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[0:1] == "|"]
+    columns, rows = table[0], {row[0]: row for row in table[2:]}
+    assert len({len(row) for row in table}) == 1
+    assert list(rows) == [
+        f"`dreamer{PUBLISHED}`",
+        "[`semore_sac`](docs/agents/semore_sac.md)",
+        "[`drq_sac`](docs/agents/drq_sac.md)",
+    ]
+    published, semore, drq = (dict(zip(columns, row, strict=True)) for row in rows.values())
+    assert (published["method"], published["seconds per run"]) == ("published by others", "–")
+    assert (semore["method"], semore["seeds"], semore["seconds per run"]) == ("Semore-SAC", "3", "42")
+    assert semore["P(better than drq_sac) [95%]"] == "1.00 [1.00, 1.00]"
+    assert (semore["time to drq_sac's IQM"], drq["time to drq_sac's IQM"]) == ("0.21", "–")
+    assert "On some of its 2 tasks: [`curl_sac`](docs/agents/curl_sac.md) (1), `semore_sac_variant` (1)." in text
 
 
 def anchors(page: Path) -> set[str]:
