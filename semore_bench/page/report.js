@@ -150,7 +150,7 @@ function guidedName(agent) {
 
 function seedTags(row, whole) {
   const seeds = row.seeds_low === row.seeds_high ? `${row.seeds_low}` : `${row.seeds_low}–${row.seeds_high}`;
-  const tags = [whole ? `${seeds} × ${plural(row.tasks, "task")}` : seeds];
+  const tags = [element("span", { class: "seeds" }, whole ? `${seeds} × ${plural(row.tasks, "task")}` : seeds)];
   if (row.tasks < row.tasks_expected)
     tags.push(element("span", { class: "tag bad" }, whole ? `${row.tasks} of ${row.tasks_expected} tasks` : "no score"));
   for (const [kind, style] of [["failed", "bad"], ["missing", "bad"], ["unfinished", "wait"], ["extra", "wait"]])
