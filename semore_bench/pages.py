@@ -3,14 +3,14 @@
 import ast
 import csv
 import json
-import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from semore_bench.listing import AGENTS
+from semore_bench.table_text import rounded, with_interval
 from wrappers.errors import UserError
 
 ROOT = AGENTS.parent
@@ -130,16 +130,6 @@ def _scores(folder: str, rows: list[dict[str, str]]) -> str:
     return f"At the end of each task's budget; {place} (commits {commits}).\n\n{table}\n\n{curves}"
 
 
-def _interval(row: dict[str, str], name: str, shown: Callable[[str], str]) -> str:
-    if not row[name] or not row[f"{name}_low"]:
-        return shown(row[name])
-    return f"{shown(row[name])} [{shown(row[f'{name}_low'])}, {shown(row[f'{name}_high'])}]"
-
-
-def _hundredths(text: str) -> str:
-    return "–" if not text else "∞" if float(text) == math.inf else f"{float(text):.2f}"
-
-
 def _score(text: str) -> str:
     """Returns with one decimal, normalised scores with three."""
     return "–" if not text else f"{float(text):.3f}" if float(text) < 2 else f"{float(text):.1f}"
@@ -224,14 +214,16 @@ def _compared(folder: str, rows: list[dict[str, str]], agents: dict[str, AgentFi
     columns += ["seconds per run"] if timed else []
     columns += [f"time to {baseline}'s IQM"] if timed and baseline else []
     lines = []
-    for row in sorted(rows, key=lambda row: -float(row["iqm"] or 0)):
+    for row in rows:
         other = "published by others" if row["source"] == "published" else "a variant"
         method = agents[row["agent"]].title if row["agent"] in agents else other
+        texts = ("task", "agent", "source")
+        found = SimpleNamespace(**{name: float(value or "nan") for name, value in row.items() if name not in texts})
         cells = [_agent(row["agent"], agents), method]
-        cells += [_interval(row, "iqm", _score), f"{_score(row['mean'])} ± {_score(row['std'])}"]
-        cells += [_interval(row, "p_improvement", _hundredths)] if baseline else []
-        cells += [f"{float(row['seconds']):.0f}" if row["seconds"] else "–"] if timed else []
-        cells += [_hundredths(row["time_share"])] if timed and baseline else []
+        cells += [with_interval(found, "iqm", 3), f"{rounded(found.mean, 3)} ± {rounded(found.std, 3)}"]
+        cells += [with_interval(found, "p_improvement", 2)] if baseline else []
+        cells += [rounded(found.seconds, 0)] if timed else []
+        cells += [rounded(found.time_share, 2).replace("inf", "∞")] if timed and baseline else []
         lines.append([*cells, row["seeds_low"]])
     ruler = ["---", "---", *["--:"] * (len(columns) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in ([*columns, "seeds"], ruler, *lines))

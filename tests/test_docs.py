@@ -43,7 +43,9 @@ def test_the_readme_compares_who_was_run_on_all_tasks_and_names_the_others(tmp_p
     results("build", (runs,), suite, "drq_sac", folder, tmp_path / "published.csv")
     monkeypatch.setattr(pages, "ROOT", tmp_path)
     text = pages.results_table()
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[0:1] == "|"]
+    table = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")
+    ]
     columns, rows = table[0], {row[0]: row for row in table[2:]}
     assert len({len(row) for row in table}) == 1
     assert list(rows) == [
