@@ -31,7 +31,7 @@ SIZE = 64  # pixels
 MASK_SIZE = 128  # pixels of the masks, which are finer than the frames: a pole is one of their pixels wide
 VARIED = ("train", "varied")  # splits with varied looks
 SHARD_FRAMES = 500
-HELD_OUT_FRAMES = 250  # per task, once as environments look and once varied
+HELD_OUT_FRAMES = 250  # per domain, once as environments look and once varied
 DISTRACTED_FRAMES = 40  # per domain and distraction
 EPISODE_FRAMES = 10  # between two changes of look
 
@@ -124,14 +124,14 @@ class Frames:
 
 
 def plan(domains: Sequence[str], split: Split, frames: int, seed: int) -> list[Shard]:
-    """The shards with `frames` frames per domain, somewhat more for those of several tasks, fewer of what is unknown;
-    under distractions, of each domain's first task alone."""
+    """The shards with `frames` frames per domain, in equal shares of its tasks; fewer of what is unknown, and, under
+    distractions, of each domain's first task alone."""
     shards = []
     for domain in domains:
         tasks = UNKNOWN[domain] if domain in UNKNOWN else DOMAINS[domain]
         if split in DISTRACTED:
             tasks = tasks[:1]
-        each = max(frames // (10 if domain in UNKNOWN else min(len(tasks), 3)), 1)
+        each = max(frames // (10 if domain in UNKNOWN else len(tasks)), 1)
         starts = range(0, each, SHARD_FRAMES)
         for env_id in tasks:
             for number, start in enumerate(starts):
