@@ -25,6 +25,7 @@ from semore_bench.guidance.training import (
     dense_loss,
     normalise,
     patch_shares,
+    plain_attention,
     schedule,
     train,
     used_tokens,
@@ -290,6 +291,27 @@ def test_plan_holds_the_asked_for_frames():
         frames[shard.domain] = frames.get(shard.domain, 0) + shard.frames
     assert frames == {"cartpole": 1200, "metaworld": 1200, "unfamiliar": 600}
     assert len({shard.name for shard in shards}) == len(shards)
+
+
+@pytest.mark.parametrize("mask", ["none", "causal", "boolean", "added"])
+def test_plain_attention_equals_pytorchs_own(mask):
+    random = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 9, 8, generator=random, dtype=torch.float64, requires_grad=True)
+    some = torch.rand(2, 1, 9, 9, generator=random) < 0.7
+    some |= torch.eye(9, dtype=torch.bool)
+    added = torch.where(some, torch.randn(some.shape, generator=random), -torch.inf).double()
+    options = {"none": {}, "causal": {"is_causal": True}, "boolean": {"attn_mask": some}, "added": {"attn_mask": added}}
+
+    def attended() -> tuple[torch.Tensor, ...]:
+        result = F.scaled_dot_product_attention(query, key, value, scale=0.3, **options[mask])
+        return result, *torch.autograd.grad(result.square().sum(), (query, key, value))
+
+    own = attended()
+    with plain_attention():
+        plain = attended()
+    for one, other in zip(plain, own, strict=True):
+        torch.testing.assert_close(one, other)
+    assert plain[0].grad_fn.name() != own[0].grad_fn.name()  # it was not PyTorch's own
 
 
 def test_contrastive_loss_equals_loops():
