@@ -57,3 +57,10 @@ def signals_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def leave_signals_to_parent() -> None:
+    """To be called first in a process begun under `signals_held`: its parent sees the signals too, and ends it."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)

@@ -19,7 +19,7 @@ from gymnasium.vector.async_vector_env import _async_worker
 
 from semore_bench.envs import EnvConfig, make_env
 from semore_bench.memory import keep_freed_memory
-from semore_bench.signals import STOPPING, signals_held
+from semore_bench.signals import STOPPING, leave_signals_to_parent, signals_held
 from semore_bench.tether import follow
 from semore_bench.transitions import Step
 from wrappers.action_repeat import success_of
@@ -131,10 +131,7 @@ class _Maker:
         config, annotator = self.config, self.config.annotator
         needs_models = loads_models(annotator)
         if (learner := multiprocessing.parent_process()) is not None:
-            # Signals are the learner's business: it finishes the step, saves, and closes the workers.
-            for number in STOPPING:
-                signal.signal(number, signal.SIG_IGN)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+            leave_signals_to_parent()  # the learner finishes the step, saves, and closes the workers
             follow(learner.pid)
             keep_freed_memory()
             import cv2

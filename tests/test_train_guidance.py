@@ -1,12 +1,18 @@
 """The embedded models from scratch: frames, losses, files that other libraries load, and numbers that are right."""
 
 import json
+import multiprocessing
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import open_clip
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
@@ -31,6 +37,7 @@ from semore_bench.guidance.training import (
     used_tokens,
 )
 from tests.tiny_guidance import DENSE, TINY, toy_frames
+from tests.waiting import ended, wait_until
 from wrappers.backends import familiarity
 from wrappers.backends.annotation import SceneObject
 from wrappers.backends.annotators import annotation_shape
@@ -241,6 +248,39 @@ def test_shards_are_seeded_complete_and_not_made_twice(tmp_path):
     plain = load_shard(replace(shard, split="plain"), tmp_path)
     assert (plain.classes == 0).any(), "the pole is seen"
     assert abs(plain.images.astype(int) - frames.images).mean() > 1
+
+
+@pytest.mark.parametrize("whole_group", [False, True])  # the latter is what a terminal does
+def test_ctrl_c_while_rendering_ends_all_at_once_and_the_same_command_goes_on(tmp_path, whole_group):
+    cache = tmp_path / "cache"
+    numbers = "--frames 30 --updates 2 --batch-size 8 --dense-updates 2 --domains pendulum cartpole".split()
+    places = ["--output", str(tmp_path / "models"), "--cache", str(cache)]
+    command = [sys.executable, "-m", "semore_bench", "train-guidance", *numbers, "--leave-out", "cartpole", *places]
+
+    def rendered() -> int:
+        return sum(1 for _ in cache.rglob("*.npz"))
+
+    before = 0
+    for _ in range(2):
+        with (tmp_path / "log").open("w") as log:
+            process = subprocess.Popen(command, stderr=log, start_new_session=True)
+        wait_until(lambda: rendered() > before, process)  # noqa: B023
+        before = rendered()
+        rendering = psutil.Process(process.pid).children(recursive=True)
+        (os.killpg if whole_group else os.kill)(process.pid, signal.SIGINT)
+        assert ended(process) == 130
+        assert rendered() <= before + 2, "what waited was not begun"
+        assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in rendering)
+        assert "Traceback" not in (tmp_path / "log").read_text()
+        before = rendered()
+
+
+def test_a_scene_that_cannot_be_rendered_ends_the_others_at_once(tmp_path):
+    shards = plan(["cartpole"], "plain", 5000, 0)
+    with pytest.raises(UserError, match="cartpole-swingup"):
+        collect([replace(shards[0], env_id="dm_control/cartpole-swing-v0"), *shards], tmp_path, workers=2)
+    assert not multiprocessing.active_children()
+    assert sum(1 for _ in tmp_path.glob("*.npz")) < len(shards)
 
 
 def test_what_has_no_simulator_is_all_background(tmp_path):

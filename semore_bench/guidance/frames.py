@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from semore_bench.envs import EnvConfig, make_env
+from semore_bench.signals import leave_signals_to_parent, signals_held
 from semore_bench.tether import follow
 from wrappers.backends.annotation import SceneObject, clean_text
 from wrappers.backends.embedded import UNFAMILIAR
@@ -151,13 +152,33 @@ def collect(shards: Sequence[Shard], folder: Path, workers: int = 2) -> list[Fra
         raise UserError(f"cannot make the folder {folder} for frames ({error}); name another with --cache") from None
     missing = [shard for shard in shards if not (folder / f"{shard.name}.npz").is_file()]
     if missing:
-        spawn = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, spawn, initializer=follow, initargs=(os.getpid(),))
-        with pool, tqdm(total=len(missing), desc="frames", unit="shard") as bar:
-            for done in as_completed([pool.submit(make_shard, shard, folder) for shard in missing]):
-                done.result()
+        with _processes(workers) as pool, tqdm(total=len(missing), desc="frames", unit="shard") as bar:
+            with signals_held():  # submitting starts the processes
+                jobs = [pool.submit(make_shard, shard, folder) for shard in missing]
+            for made in as_completed(jobs):
+                made.result()
                 bar.update()
     return [load_shard(shard, folder) for shard in shards]
+
+
+@contextmanager
+def _processes(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes to work in, which end at once, with what waits and what is under way, if the block ends by an error."""
+    others = multiprocessing.active_children()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(os.getpid(),)) as pool:
+        try:
+            yield pool
+        except BaseException:  # Ctrl-C as well: a pool with its processes waits for everything that was submitted
+            for process in multiprocessing.active_children():
+                if process not in others:
+                    process.kill()
+            raise
+
+
+def _begin(parent: int) -> None:
+    leave_signals_to_parent()
+    follow(parent)
 
 
 def make_shard(shard: Shard, folder: Path) -> None:
