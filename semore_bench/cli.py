@@ -1,7 +1,6 @@
 """The `semore-bench` command: imports the asked-for subcommand alone and turns its errors into one line."""
 
 import codecs
-import difflib
 import importlib
 import io
 import os
@@ -9,7 +8,7 @@ import sys
 from typing import Any, TextIO
 
 from semore_bench import __version__
-from semore_bench.names import printable
+from semore_bench.names import did_you_mean, printable
 
 # name: (function that tyro makes a command line of, what `semore-bench --help` says about it)
 COMMANDS = {
@@ -50,9 +49,7 @@ def run(arguments: list[str]) -> int | None:
         print(f"semore-bench {__version__}")
         return 0
     if name not in COMMANDS:
-        nearest = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(COMMANDS)}."
-        return complain(f"unknown command {name!r}: {hint} See `semore-bench --help`")
+        return complain(f"unknown command {name!r}{did_you_mean(name, COMMANDS, 'See `semore-bench --help`')}")
 
     import tyro  # here, because these two cost more than everything else that `--help` needs
 

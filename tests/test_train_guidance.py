@@ -507,7 +507,9 @@ def test_the_command_makes_models_and_cards(tmp_path, monkeypatch, capsys):
 
 def test_mistakes_are_explained(tmp_path, capsys):
     assert run(["train-guidance", "--leave-out", "moon", "--cache", str(tmp_path)]) == 2
-    assert "unknown domain 'moon': expected one of cartpole" in capsys.readouterr().err
+    assert "unknown domain 'moon'; expected one of cartpole" in capsys.readouterr().err
+    assert run(["train-guidance", "--domains", "walkr", "--cache", str(tmp_path)]) == 2
+    assert "unknown domain 'walkr'; did you mean 'walker'?" in capsys.readouterr().err
     assert run(["train-guidance", "--frames", "0", "--cache", str(tmp_path)]) == 2
     assert "--frames must be at least 1" in capsys.readouterr().err
     keep = ["train-guidance", "--output", str(tmp_path), "--cache", str(tmp_path), "--keep"]

@@ -23,6 +23,7 @@ from semore_bench.guidance.frames import (
     plan,
 )
 from semore_bench.memory import keep_freed_memory
+from semore_bench.names import did_you_mean
 from semore_bench.provenance import processor
 from semore_bench.reading import read_json
 from wrappers.backends.captioners import MODELS
@@ -65,8 +66,8 @@ def train_guidance(
         keep: What in the output folder is kept as it is: clip, the CLIP and the captioner, so that the dense head alone
             is retrained; or all, which trains nothing, fits what tells unfamiliar scenes, and measures.
     """
-    for name in {leave_out, *domains} - set(DOMAINS):
-        raise UserError(f"unknown domain {name!r}: expected one of {', '.join(DOMAINS)}")
+    for name in sorted({leave_out, *domains} - set(DOMAINS)):
+        raise UserError(f"unknown domain {name!r}{did_you_mean(name, DOMAINS)}")
     numbers = {"frames": frames, "updates": updates, "dense-updates": dense_updates, "workers": workers}
     for flag, value in numbers.items():
         if value < 1:
