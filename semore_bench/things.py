@@ -190,7 +190,8 @@ def history_size(frames: int) -> int:
 class TrueThings(gym.Wrapper):
     """Adds `state`: the numbers of `moments`, float32 (THINGS * (STATIC + MOTION),), of the simulator's own class maps.
 
-    Privileged: what perfect grounding would give. The things are the scene's, in its order.
+    Privileged: what perfect grounding would give. The things are the scene's, in its order. As those of the simulator's
+    annotations, the maps are averages of finer masks: a pole is one or two of the observation's pixels wide.
 
     Args:
         env: of MuJoCo, with `rgb` and perhaps `flow` in its observation.
@@ -201,11 +202,13 @@ class TrueThings(gym.Wrapper):
         super().__init__(env)
         from wrappers.backends.mujoco import Renderer
         from wrappers.backends.simulation import find_simulation
+        from wrappers.backends.simulator import finer_renderer
 
         self._simulation, self._grid, self._model = find_simulation(env), grid, None
-        self._renderer = env.get_wrapper_attr("renderer") if env.has_wrapper_attr("renderer") else None
-        if not isinstance(self._renderer, Renderer):
+        renderer = env.get_wrapper_attr("renderer") if env.has_wrapper_attr("renderer") else None
+        if not isinstance(renderer, Renderer):
             raise UserError(f"{env.unwrapped} is not drawn by MuJoCo, so it has no true maps; leave --true-maps out")
+        self._renderer = finer_renderer(self._simulation, renderer, grid)
         space = spaces.Box(-np.inf, np.inf, (THINGS * (STATIC + MOTION),), np.float32)
         self.observation_space = spaces.Dict({**env.observation_space.spaces, "state": space})
 

@@ -21,6 +21,8 @@ from semore_bench.things import (
 )
 from wrappers.backends.annotators import make_annotator
 from wrappers.backends.scenes import DOMAINS
+from wrappers.backends.simulation import find_simulation
+from wrappers.backends.simulator import SimulatorAnnotator
 
 SIZE = 64
 Y, X = (torch.from_numpy(grid).float() for grid in np.mgrid[0:SIZE, 0:SIZE])
@@ -284,6 +286,27 @@ def test_true_things_are_the_moments_of_the_simulators_maps():
     cart_then = moved["state"].reshape(THINGS, -1)[1]
     assert (cart_then[1] - cart[1]) * 32 == pytest.approx(cart_then[6] / 4 * observation_bound(env), abs=1.0)
     env.close()
+
+
+def test_true_things_are_as_exact_as_the_simulators_annotations():
+    env = make_env("dm_control/cartpole-balance-v0", EnvConfig(image_size=64, true_things=True, flow=None))
+    annotator = SimulatorAnnotator(grid=32)
+    annotator.attach(env)
+    observation, _ = env.reset(seed=3)
+    simulation, places = find_simulation(env), []
+    for number in range(24):
+        [annotation] = annotator.annotate([observation["rgb"]], [0])
+        maps = torch.from_numpy(annotation.patch_probabilities[:2].astype(np.float32))[None]
+        state = observation["state"].reshape(THINGS, -1)
+        np.testing.assert_allclose(state[:2], moments(maps, None)[0], atol=1e-5)
+        places.append((simulation.data.qpos[0], 32 * state[1, 1]))
+        observation, *_ = env.step(np.full(1, 1 if number < 12 else -1, np.float32))
+    env.close()
+    position, centre = np.array(places).T
+    position, centre = (values[abs(position) < 1] for values in (position, centre))  # wholly in the picture
+    slope, offset = np.polyfit(position, centre, 1)
+    assert np.ptp(centre) > 3  # pixels
+    assert abs(centre - slope * position - offset).max() < 0.25  # pixels: those of the observation would allow a half
 
 
 def observation_bound(env) -> float:

@@ -245,6 +245,12 @@ def _pooling(size: int, grid: int) -> np.ndarray:
     return (overlap.clip(0) * grid / size).astype(np.float32)
 
 
+def finer_renderer(simulation: Simulation, renderer: Renderer, grid: int) -> Renderer:
+    """Draws what `renderer` does, at least twice as fine, and four times as fine as a grid of class maps."""
+    finer = max(_FINER, -(-_PIXELS_PER_PATCH * grid // min(renderer.height, renderer.width)))
+    return Renderer(simulation, finer * renderer.height, finer * renderer.width, renderer.camera, renderer.quality)
+
+
 class SimulatorAnnotator:
     """Annotates a MuJoCo environment from its state: exact masks, and captions whose words are true of the image.
 
@@ -308,9 +314,7 @@ class SimulatorAnnotator:
                 "annotator 'simulator' needs the camera of a PixelObservation that draws the simulation itself; "
                 "wrap the env in PixelObservation(env, renderer='auto') first"
             )
-        finer = max(_FINER, -(-_PIXELS_PER_PATCH * self.grid // min(renderer.height, renderer.width)))
-        size = finer * renderer.height, finer * renderer.width
-        self._renderer = Renderer(simulation, *size, renderer.camera, renderer.quality)
+        self._renderer = finer_renderer(simulation, renderer, self.grid)
         self._simulation, self._model = simulation, None
 
     def annotate(self, frames: Sequence[np.ndarray], frame_steps: Sequence[int]) -> list[Annotation | None]:
