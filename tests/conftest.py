@@ -8,6 +8,10 @@ import cv2
 import hypothesis
 import pytest
 
+from wrappers.backends import opengl
+
+# Some test files load Mesa when they are imported, if MUJOCO_GL says so; whatever comes after them, in any order.
+opengl.preload_triton()
 # One thread per process: several of them share the machine, in the tests more than anywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 cv2.setNumThreads(1)
@@ -59,9 +63,6 @@ def dm_control_renders(monkeypatch):
     """Without a display, dm_control draws with EGL if MUJOCO_GL said so before its import, which may be long past."""
     from dm_control import _render
 
-    from wrappers.backends import opengl
-
-    opengl.preload_triton()
     if _render.BACKEND == "glfw" and "DISPLAY" not in os.environ:
         egl = importlib.import_module("dm_control._render.pyopengl.egl_renderer")
         monkeypatch.setattr(_render, "Renderer", egl.EGLContext)
